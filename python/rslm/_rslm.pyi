@@ -1,0 +1,106 @@
+"""The Rust core of rslm."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+BUILD_PROFILE: str
+UNICODE_VERSION: str
+
+_StrPath = str | os.PathLike[str]
+_Progress = Callable[[int, int, str], object]
+
+@final
+class Tokenizer:
+    def __new__(
+        cls,
+        vocab: dict[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        special_tokens: Sequence[str],
+        pattern: str,
+    ) -> Tokenizer: ...
+    @staticmethod
+    def load(
+        path: _StrPath, format: str | None, pattern: str | None, special_tokens: Sequence[str]
+    ) -> Tokenizer: ...
+    @staticmethod
+    def load_gpt2(
+        vocab_path: _StrPath, merges_path: _StrPath, special_tokens: Sequence[str], pattern: str
+    ) -> Tokenizer: ...
+    @staticmethod
+    def from_json(data: bytes) -> Tokenizer: ...
+    def to_json(self) -> bytes: ...
+    def sha256(self) -> bytes: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pattern(self) -> str: ...
+    @property
+    def vocab(self) -> dict[int, bytes]: ...
+    @property
+    def merges(self) -> list[tuple[bytes, bytes]]: ...
+    @property
+    def special_tokens(self) -> dict[str, int]: ...
+    def token_byte_lengths(self) -> npt.NDArray[np.uint32]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def encode_ordinary(self, text: str) -> list[int]: ...
+    def encode_allowing(self, text: str, allowed: Sequence[str]) -> list[int]: ...
+    def count(self, text: str) -> int: ...
+    def encode_batch(
+        self, texts: Iterable[str], n_threads: int | None
+    ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]: ...
+    def encode_iterable(self, texts: Iterable[str]) -> EncodeIterator: ...
+    def decode_bytes(self, token_ids: Sequence[int] | npt.NDArray[Any]) -> bytes: ...
+    def token_to_id(self, token_bytes: bytes) -> int | None: ...
+
+@final
+class EncodeIterator(Iterator[int]):
+    def __iter__(self) -> EncodeIterator: ...
+    def __next__(self) -> int: ...
+
+@final
+class StreamDecoder:
+    """Decodes ids one at a time and never shows half a character.
+
+    `add` returns the text that the new id completes, `finish` what is left. Joined, the
+    pieces are `decode` of all ids with `errors="replace"`.
+    """
+
+    def __new__(cls, tokenizer: Any) -> StreamDecoder: ...
+    def add(self, token_id: int) -> str:
+        """The text that this id completes: perhaps none, never half a character."""
+
+    def finish(self) -> str:
+        """What is left, with U+FFFD for a character that never became whole."""
+
+def train_bpe(
+    paths: Sequence[_StrPath],
+    texts: Iterable[str] | None,
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    pattern: str,
+    tie_break: str,
+    unit: str,
+    errors: str,
+    n_threads: int | None,
+    progress: _Progress | None,
+) -> Tokenizer: ...
+def encode_files(
+    tokenizer: Tokenizer,
+    paths: Sequence[_StrPath],
+    out: _StrPath,
+    name: str,
+    dataset: str,
+    shard_tokens: int,
+    end_of_text: str | None,
+    errors: str,
+    command: str,
+    n_threads: int | None,
+    progress: _Progress | None,
+) -> dict[str, Any]: ...
+def verify_token_file(path: _StrPath) -> dict[str, Any]: ...
+def permute(n: int, seed: int, epoch: int, index: int) -> int: ...
+def pretokenize(text: str, pattern: str) -> list[str]: ...

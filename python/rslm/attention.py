@@ -1,0 +1,100 @@
+"""Softmax attention, and the one place that chooses how it is computed."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Implementation = Literal["auto", "reference", "torch"]
+
+
+def softmax(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
+    """Exponentials of `x` that sum to one along `dim`.
+
+    The maximum is subtracted first, which changes nothing mathematically and keeps every
+    exponential at most one. Half-precision inputs are summed in float32; the result has
+    the dtype of `x`.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    exponentials = torch.exp(wide - wide.amax(dim, keepdim=True))
+    return (exponentials / exponentials.sum(dim, keepdim=True)).to(x.dtype)
+
+
+def scaled_dot_product_attention(
+    q: Float[Tensor, "... queries d_head"],
+    k: Float[Tensor, "... keys d_head"],
+    v: Float[Tensor, "... keys d_value"],
+    mask: Bool[Tensor, "... queries keys"] | None = None,
+) -> Float[Tensor, "... queries d_value"]:
+    """Values averaged with weights softmax(q kᵀ / sqrt(d_head)), as the formula is written.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: True where the query may attend to the key; None lets every query attend to
+            every key. A query that may attend to nothing gets zeros.
+
+    Source: Vaswani et al. 2017, Attention Is All You Need, equation 1 (arXiv:1706.03762).
+    """
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if mask is None:
+        return softmax(scores, dim=-1) @ v
+    weights = softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+    # A row without any True is 0/0 above; filling again makes it, and its gradient, zero.
+    return weights.masked_fill(~mask, 0.0) @ v
+
+
+def attention(
+    q: Float[Tensor, "... queries d_head"],
+    k: Float[Tensor, "... keys d_head"],
+    v: Float[Tensor, "... keys d_head"],
+    *,
+    causal: bool,
+    implementation: Implementation = "auto",
+) -> Float[Tensor, "... queries d_head"]:
+    """Softmax attention, scaled by 1/sqrt(d_head).
+
+    Statistics are accumulated in float32 whatever the input dtype; the result has the
+    dtype of `q`. With `causal`, query i sees keys 0..i + (keys - queries), so a single
+    query against a cache sees every key. Extra memory: O(queries * keys) for "reference",
+    O(queries) for "torch" where PyTorch has a fused kernel. "auto" takes "torch".
+
+    Raises:
+        ValueError: `implementation` is unknown, or `causal` with more queries than keys.
+    """
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    if causal and n_queries > n_keys:
+        raise ValueError(
+            "causal attention needs at least as many keys as queries, "
+            f"got {n_queries} queries and {n_keys} keys"
+        )
+    if implementation == "reference":
+        mask = _causal_mask(n_queries, n_keys, q.device) if causal else None
+        return scaled_dot_product_attention(q, k, v, mask)
+    if implementation in ("auto", "torch"):
+        return _torch_attention(q, k, v, causal=causal)
+    raise ValueError(
+        f'implementation must be "auto", "reference" or "torch", got {implementation!r}'
+    )
+
+
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    """PyTorch's fused attention, with our meaning of causal for keys > queries."""
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    # PyTorch aligns its causal mask at the top left: query i sees keys 0..i however many
+    # keys there are, so only the square case may use it. One query sees every key.
+    square = n_queries == n_keys
+    mask = None
+    if causal and not square and n_queries > 1:
+        mask = _causal_mask(n_queries, n_keys, q.device)
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal and square
+    )
+
+
+def _causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
+    """True where query i may see key j: j <= i + (keys - queries)."""
+    everything = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
+    return everything.tril(n_keys - n_queries)

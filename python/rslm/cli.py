@@ -1,0 +1,195 @@
+"""The command line: subcommand -> (options dataclass, function), and how commands end.
+
+Data goes to stdout, progress to stderr. A user's mistake is one line `error: ...` and
+exit code 2; Ctrl-C is 130; a run that was told to stop and can be resumed is 75. A
+traceback is a bug.
+"""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+
+Options = TypeVar("Options")
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
+
+
+class Command(NamedTuple):
+    """Where a command lives, by name: only the module of the command that runs is imported.
+
+    `rslm tokenizer encode` is the function `encode` of its module, and its options are the
+    dataclass `EncodeOptions` there.
+    """
+
+    module: str
+    summary: str
+    reads_config: bool = False
+    """Whether the module's `defaults` reads presets and files named among the flags."""
+
+
+COMMANDS = {
+    "demo": Command("demo", "the whole chain on text that every machine has"),
+    "tokenizer train": Command("commands.tokenizer", "train a BPE tokenizer on text files"),
+    "tokenizer encode": Command("commands.tokenizer", "text files to a token file, stdin to ids"),
+    "tokenizer decode": Command("commands.tokenizer", "ids from stdin to text"),
+    "tokenizer info": Command("commands.tokenizer", "describe a tokenizer"),
+    "tokenizer compare": Command("commands.tokenizer", "bytes per token of several tokenizers"),
+    "tokens verify": Command("commands.tokens", "read a whole token file and check it"),
+    "tokens info": Command("commands.tokens", "describe a token file"),
+    "tokens show": Command("commands.tokens", "a document or a range, as text and as ids"),
+    "data download": Command("commands.data", "fetch a corpus as text files"),
+    "train": Command("commands.train", "train a Transformer", reads_config=True),
+    "sample": Command("commands.sample", "continue a prompt with a trained model"),
+}
+
+
+class UsageError(ValueError):
+    """The flags on the command line do not fit the command."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout went away (`rslm ... | head`): what is left must not raise
+        # again when the interpreter flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except ModuleNotFoundError as error:
+        return fail(missing_extra(error))
+    except (ValueError, OSError) as error:
+        return fail(error_line(error))
+
+
+def run(arguments: list[str]) -> int:
+    """Finds the command, parses its flags, calls it."""
+    name, rest = split_command(arguments)
+    if name not in COMMANDS:
+        return describe(name, rest)
+    command, word = COMMANDS[name], name.split()[-1]
+    module = import_module(f"rslm.{command.module}")
+    record = module.defaults(rest) if command.reads_config else {}
+    options = parse(getattr(module, f"{word.capitalize()}Options"), rest, f"rslm {name}", record)
+    function: Callable[[Any], int | None] = getattr(module, word)
+    code = function(options)
+    sys.stdout.flush()
+    return code or 0
+
+
+def split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The longest command that the arguments begin with, and what follows it."""
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
+        if name in COMMANDS or (length == 1 and is_group(name)):
+            return name, arguments[length:]
+    return "", arguments
+
+
+def is_group(name: str) -> bool:
+    """Whether commands are called `name something`."""
+    return any(command.startswith(f"{name} ") for command in COMMANDS)
+
+
+def describe(group: str, rest: list[str]) -> int:
+    """Answers what is not a command: --version, --help, nothing, or a mistake."""
+    if rest[:1] in (["--version"], ["-V"]) and not group:
+        import rslm
+
+        print(f"rslm {rslm.__version__}")
+        return 0
+    if rest and rest[0] not in ("--help", "-h"):
+        return fail(unknown_command(group, rest[0]))
+    print(help_text(group))
+    return 0
+
+
+def help_text(group: str) -> str:
+    """The list of commands, all or those of a group."""
+    shown = {k: v.summary for k, v in COMMANDS.items() if not group or k.startswith(f"{group} ")}
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in shown.items()]
+    head = f"usage: rslm {group or 'COMMAND'} ... [--help]"
+    return "\n".join([head, "", *lines, "", "rslm COMMAND --help lists a command's options."])
+
+
+def unknown_command(group: str, given: str) -> str:
+    """Names what may stand where `given` does, the closest first."""
+    import difflib
+
+    depth = 1 if group else 0
+    words = list(dict.fromkeys(k.split()[depth] for k in COMMANDS if k.startswith(group)))
+    close = difflib.get_close_matches(given, words, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(words)}"
+    return f"unknown command {' '.join(['rslm', *group.split(), given])}; {hint}"
+
+
+def parse(
+    options_type: type[Options], arguments: list[str], prog: str, record: dict[str, Any]
+) -> Options:
+    """Parses flags into a dataclass; `record` stands in for flags that are not given.
+
+    Raises:
+        UsageError: they do not fit it.
+        SystemExit: with code 0, after --help.
+    """
+    from rslm.config import parse_flags
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return parse_flags(options_type, arguments, prog=prog, record=record)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(usage_line(complaint.getvalue(), prog)) from None
+
+
+def usage_line(box: str, prog: str) -> str:
+    """Makes one line of the framed text in which tyro says what is wrong with the flags."""
+    rows = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    parts = " ".join(row or "\n" for row in rows).split("\n")
+    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", parts[0].strip())
+    message = re.sub(
+        r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)",
+        r"\1 must be a whole number, got \2",
+        message,
+    )
+    message = re.sub(rf"^Missing from {re.escape(prog)}: (\S+).*", r"missing \1", message)
+    meant = re.search(r"Perhaps you meant: (\S+)", " ".join(filter(None, rows)))
+    hint = f"did you mean {meant[1]}?" if meant else f"see {prog} --help"
+    return f"{message[:1].lower()}{message[1:].rstrip('.')}; {hint}"
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """Says how to install what a command needs; re-raises when that is not the cause."""
+    package = (error.name or "").split(".")[0]
+    if package in ("", "rslm"):
+        raise error
+    extra = "data" if package in ("datasets", "pyarrow") else "train"
+    return f"this command needs {package}, which is not installed: pip install 'rslm[{extra}]'"
+
+
+def error_line(error: Exception) -> str:
+    """One line for the user: system errors as `path: what happened`."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split("\n"))
+
+
+def fail(message: str) -> int:
+    """Prints the one line of a user's mistake."""
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_USER_ERROR

@@ -1,0 +1,307 @@
+"""`rslm tokenizer train | encode | decode | info | compare`."""
+
+import codecs
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from rslm.terminal import Switch, note, print_fields, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from rslm.tokenizer import Tokenizer
+
+Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
+File = Annotated[Path, tyro.conf.Positional]
+
+BLOCK_BYTES = 1 << 16
+
+
+def load_tokenizer(path: Path, pattern: str | None = None) -> "Tokenizer":
+    """Reads a tokenizer in any of the formats that `Tokenizer.load` knows."""
+    from rslm.tokenizer import Tokenizer
+
+    return Tokenizer.load(path, pattern=pattern)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuses to write over what is there, before any work is done.
+
+    Raises:
+        FileExistsError: there is something at `path` already.
+    """
+    if path.exists():
+        raise FileExistsError(f"out must not exist yet, but {path} does")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a byte-level BPE tokenizer on text files and save it."""
+
+    files: Files
+    """UTF-8 text files."""
+    out: Path
+    """JSON file to write."""
+    vocab_size: int
+    """Number of token ids, special tokens and the 256 bytes included."""
+    special_tokens: tuple[str, ...] = ("<|endoftext|>",)
+    """Strings that are never split and never counted; none: --special-tokens."""
+    pattern: str = "gpt2"
+    """Pre-token pattern: gpt2, cl100k, o200k, or a regular expression."""
+    tie_break: Literal["bytes", "hf", "first_id"] = "bytes"
+    """Which of equally frequent pairs is merged first."""
+    unit: Literal["document", "line"] = "document"
+    """What is split into pre-tokens at a time: a whole document or each line."""
+    errors: Literal["strict", "replace", "raw"] = "strict"
+    """What to do about bytes that are not UTF-8."""
+    n_threads: int | None = None
+    """Threads; by default one per core."""
+
+
+def train(options: TrainOptions) -> None:
+    """Trains and saves; what was made is said on stderr."""
+    from rslm.tokenizer import Tokenizer
+
+    refuse_existing(options.out)
+    started = time.perf_counter()
+    tokenizer = Tokenizer.train(
+        require_files(options.files),
+        options.vocab_size,
+        list(options.special_tokens),
+        pattern=options.pattern,
+        tie_break=options.tie_break,
+        unit=options.unit,
+        errors=options.errors,
+        n_threads=options.n_threads,
+        progress=progress_bar(),
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(options.out)
+    n_bytes = sum(file.stat().st_size for file in options.files)
+    note(
+        f"{options.out}: {tokenizer.vocab_size:,} tokens from {n_bytes / 1e6:,.1f} MB "
+        f"in {time.perf_counter() - started:.1f} s"
+    )
+
+
+def require_files(files: Iterable[Path]) -> list[Path]:
+    """The files as a list.
+
+    Raises:
+        ValueError: there is none.
+        FileNotFoundError: one is missing.
+        IsADirectoryError: one is a folder.
+    """
+    files = list(files)
+    if not files:
+        raise ValueError("files must name at least one text file")
+    for file in files:
+        if file.is_dir():
+            raise IsADirectoryError(f"files must be text files, but {file} is a folder")
+        if not file.exists():
+            raise FileNotFoundError(f"no such file: {file}")
+    return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """Encode text files into a token file, or stdin into ids on stdout."""
+
+    tokenizer: File
+    """Tokenizer file."""
+    files: Files = ()
+    """UTF-8 text files, documents parted by <|endoftext|>; without files, stdin is read."""
+    out: Path | None = None
+    """Folder to write the token file to."""
+    pattern: str | None = None
+    """Pre-token pattern of a .tiktoken file, which carries none."""
+    errors: Literal["strict", "replace", "raw"] = "strict"
+    """What to do about bytes that are not UTF-8."""
+    shard_tokens: int = 1 << 27
+    """Tokens after which the token file goes on in a new shard."""
+    n_threads: int | None = None
+    """Threads; by default one per core."""
+
+
+def encode(options: EncodeOptions) -> None:
+    """Writes a token-file folder, or prints ids."""
+    if (options.out is None) != (not options.files):
+        raise ValueError("files and --out belong together: give both, or neither and pipe text in")
+    tokenizer = load_tokenizer(options.tokenizer, options.pattern)
+    if options.out is None:
+        encode_stdin(tokenizer, options.errors)
+        return
+    started = time.perf_counter()
+    token_file = tokenizer.encode_files(
+        require_files(options.files),
+        options.out,
+        shard_tokens=options.shard_tokens,
+        errors=options.errors,
+        n_threads=options.n_threads,
+        progress=progress_bar(),
+    )
+    seconds = time.perf_counter() - started
+    n_bytes = token_file.n_utf8_bytes or 0
+    note(
+        f"{options.out}: {len(token_file):,} tokens in {token_file.n_documents:,} documents, "
+        f"{n_bytes / len(token_file):.2f} bytes per token, {n_bytes / 1e6 / seconds:.1f} MB/s"
+    )
+
+
+def encode_stdin(tokenizer: "Tokenizer", errors: str) -> None:
+    """Prints the ids of stdin's text on one line, in constant memory."""
+    if errors == "raw":
+        raise ValueError("errors must be strict or replace for text from stdin, got raw")
+    separator = ""
+    for token_id in tokenizer.encode_iterable(stdin_text(errors)):
+        sys.stdout.write(f"{separator}{token_id}")
+        separator = " "
+    sys.stdout.write("\n")
+
+
+def stdin_text(errors: str) -> Iterator[str]:
+    """Stdin's text in blocks, line endings as they are."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    n_bytes = 0
+    while True:
+        block = sys.stdin.buffer.read(BLOCK_BYTES)
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"stdin must be UTF-8, got an invalid byte near offset {n_bytes + error.start}"
+            ) from error
+        n_bytes += len(block)
+        if text:
+            yield text
+        if not block:
+            return
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """Decode ids from stdin (parted by blanks, commas or new lines) into text on stdout."""
+
+    tokenizer: File
+    """Tokenizer file."""
+    pattern: str | None = None
+    """Pre-token pattern of a .tiktoken file, which carries none."""
+
+
+def decode(options: DecodeOptions) -> None:
+    """Prints exactly the bytes of the ids."""
+    tokenizer = load_tokenizer(options.tokenizer, options.pattern)
+    for line in sys.stdin:
+        sys.stdout.buffer.write(tokenizer.decode_bytes(parse_token_ids(line)))
+    sys.stdout.buffer.flush()
+
+
+def parse_token_ids(text: str) -> list[int]:
+    """Reads ids parted by blanks or commas; the brackets of a Python list may stay.
+
+    Raises:
+        ValueError: something else stands between them, or an id is negative.
+    """
+    token_ids = []
+    for word in re.split(r"[\s,\[\]]+", text):
+        if word and not (word.isascii() and word.isdigit()):
+            raise ValueError(f"token ids must be whole numbers from 0 up, got {word!r}")
+        if word:
+            token_ids.append(int(word))
+    return token_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Describe a tokenizer."""
+
+    tokenizer: File
+    """Tokenizer file."""
+    pattern: str | None = None
+    """Pre-token pattern of a .tiktoken file, which carries none."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def info(options: InfoOptions) -> None:
+    """Prints size, pattern, special tokens, hash and the longest tokens."""
+    tokenizer = load_tokenizer(options.tokenizer, options.pattern)
+    special_ids = set(tokenizer.special_tokens.values())
+    ordinary = [v for token_id, v in tokenizer.vocab.items() if token_id not in special_ids]
+    longest = sorted(ordinary, key=lambda token: (-len(token), token))[:5]
+    longest_tokens = [token.decode("utf-8", errors="replace") for token in longest]
+    record = {
+        "vocab_size": tokenizer.vocab_size,
+        "n_merges": len(tokenizer.merges),
+        "pattern": tokenizer.pattern,
+        "special_tokens": tokenizer.special_tokens,
+        "end_of_text": tokenizer.end_of_text,
+        "longest_tokens": longest_tokens,
+        "sha256": tokenizer.sha256,
+    }
+    if options.json:
+        print_json(record)
+        return
+    shown = ", ".join(f"{name} = {i}" for name, i in tokenizer.special_tokens.items())
+    longest_shown = " ".join(map(repr, longest_tokens))
+    print_fields(record | {"special_tokens": shown or None, "longest_tokens": longest_shown})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Compare tokenizers on a text: the more bytes per token, the shorter the sequences."""
+
+    tokenizers: Files
+    """Tokenizer files."""
+    text: tuple[Path, ...]
+    """UTF-8 text files."""
+    pattern: str | None = None
+    """Pre-token pattern of .tiktoken files, which carry none."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def compare(options: CompareOptions) -> None:
+    """Prints vocabulary size, tokens and bytes per token of each tokenizer."""
+    if not options.tokenizers:
+        raise ValueError("tokenizers must name at least one tokenizer file")
+    texts = [read_text(file) for file in require_files(options.text)]
+    n_bytes = sum(len(text.encode()) for text in texts)
+    if not n_bytes:
+        raise ValueError("text must hold at least one character, got empty files")
+    records = [
+        {
+            "tokenizer": str(path),
+            "vocab_size": tokenizer.vocab_size,
+            "n_tokens": (n_tokens := sum(len(tokenizer.encode(text)) for text in texts)),
+            "bytes_per_token": n_bytes / n_tokens,
+        }
+        for path in options.tokenizers
+        for tokenizer in [load_tokenizer(path, options.pattern if is_tiktoken(path) else None)]
+    ]
+    if options.json:
+        print_json({"n_bytes": n_bytes, "tokenizers": records})
+        return
+    print_table(list(records[0]), [list(record.values()) for record in records])
+
+
+def is_tiktoken(path: Path) -> bool:
+    """Whether the file is of the one format that takes a pattern from outside."""
+    return path.suffix == ".tiktoken"
+
+
+def read_text(path: Path) -> str:
+    """A file's text, line endings as they are.
+
+    Raises:
+        ValueError: the file is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8: invalid byte at offset {error.start}") from error

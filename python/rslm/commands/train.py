@@ -1,0 +1,190 @@
+"""`rslm train`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from rslm.commands.tokenizer import require_files
+from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.terminal import Switch, note, print_fields, progress_bar
+from rslm.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from rslm.train import TrainResult
+
+EXIT_INTERRUPTED = 130
+# EX_TEMPFAIL: "try again", what batch systems read as "put the job back into the queue".
+EXIT_TERMINATED = 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a Transformer on token files (--data.train), or straight from text (--text)."""
+
+    preset: str | None = None
+    """Options that ship with rslm: demo, tinystories, openwebtext."""
+    config: Path | None = None
+    """TOML file of options; it wins over the preset, flags win over both."""
+    text: tuple[Path, ...] = ()
+    """Text files to train on; tokenizer and token files are made in the run folder."""
+    valid_text: tuple[Path, ...] = ()
+    """Text files to validate on."""
+    tokenizer: Path | None = None
+    """With --text: use this tokenizer instead of training one."""
+    vocab_size: int | None = None
+    """With --text: size of the tokenizer to train; model.vocab-size unless given."""
+    resume: Switch = False
+    """Go on with the run in --out; its options need not be repeated."""
+    print_config: Switch = False
+    """Print the resolved options as TOML and do nothing else."""
+    dry_run: Switch = False
+    """Check options and data, print sizes, and do nothing else."""
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")] = field()
+
+
+def defaults(arguments: Sequence[str]) -> Record:
+    """What preset, file and, at a resumption, the run folder say before the flags do."""
+    record = read_sources(TrainConfig, arguments)
+    if "--resume" in arguments:
+        out = value_of("--out", arguments) or record.get("out")
+        if out is not None and (Path(out) / "config.toml").exists():
+            source = Path(out) / "config.toml"
+            of_run = check_record(TrainConfig, read_toml(source), str(source))
+            record = merge_records(of_run, record)
+    if value_of("--text", arguments) is not None:
+        # Token files that are made by the run have no place that the user could name.
+        record = merge_records({"data": {"train": Path("tokens/train")}}, record)
+    return {"run": record}
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The word after the last occurrence of a flag, if any."""
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == flag:
+            found = arguments[position + 1] if position + 1 < len(arguments) else ""
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def train(options: TrainOptions) -> int:
+    """Prepares the data if asked to, trains, and says how it ended."""
+    check(options)
+    config = resolved(options)
+    if options.print_config:
+        print(to_toml(config), end="")
+        return 0
+    if options.dry_run:
+        describe(config, options)
+        return 0
+    from rslm.checkpoint import weights_path
+    from rslm.train import train as run_training
+
+    if config.init_from is not None:
+        weights_path(config.init_from)  # Refuses what has no weights before a folder is made.
+    resume = options.resume
+    if options.text:
+        from rslm.text_run import begin, make_token_files
+
+        config = begin(config, validates=bool(options.valid_text), resume=resume)
+        make_token_files(
+            config,
+            options.text,
+            options.valid_text,
+            tokenizer_file=options.tokenizer,
+            progress=progress_bar(),
+        )
+        resume = True
+    return report(run_training(config, resume=resume))
+
+
+def check(options: TrainOptions) -> None:
+    """Refuses options that do not go together, before anything is written.
+
+    Raises:
+        ValueError: an option is given that nothing would read.
+        OSError: a text file is missing or a folder.
+    """
+    if not options.text:
+        for name in ("valid_text", "tokenizer", "vocab_size"):
+            if getattr(options, name):
+                raise ValueError(f"{name} is for a run from text files: name them with --text")
+        return
+    if options.tokenizer is not None and options.vocab_size is not None:
+        raise ValueError("give tokenizer or vocab_size, not both")
+    require_files([*options.text, *options.valid_text])
+    if options.tokenizer is not None:
+        require_files([options.tokenizer])
+
+
+def resolved(options: TrainOptions) -> TrainConfig:
+    """The run's config with what `--text` decides: vocabulary size and paths of token files.
+
+    Raises:
+        ValueError: neither options nor preset say how large the vocabulary should be.
+    """
+    config = options.run
+    if not options.text:
+        return config
+    size = options.vocab_size or config.model.vocab_size
+    if options.tokenizer is not None:
+        from rslm.tokenizer import Tokenizer
+
+        size = Tokenizer.load(options.tokenizer).vocab_size
+    if size is None:
+        raise ValueError("vocab_size must be given to train a tokenizer on the text")
+    tokens = config.out / "tokens"
+    valid = tokens / "valid" if options.valid_text else None
+    return replace(
+        config,
+        model=replace(config.model, vocab_size=size),
+        data=replace(config.data, train=tokens / "train", valid=valid),
+    )
+
+
+def describe(config: TrainConfig, options: TrainOptions) -> None:
+    """Prints what the run would be; opens the data, so that its mistakes show now.
+
+    Raises:
+        FileExistsError: the run folder holds something and `--resume` is not given.
+    """
+    from rslm.architecture import n_parameters, train_flops_per_token
+
+    if config.out.exists() and any(config.out.iterdir()) and not options.resume:
+        raise FileExistsError(f"the run folder {config.out} already exists")
+    n_data_tokens = None
+    if not options.text:
+        from rslm.train import open_data, resolve_model
+
+        data = open_data(config)
+        config = replace(config, model=resolve_model(config.model, data.train))
+        n_data_tokens = len(data.train)
+    n_tokens = config.n_steps * config.batch_size * config.model.context_length
+    fields = {
+        "out": config.out,
+        "parameters": n_parameters(config.model),
+        "steps": config.n_steps,
+        "tokens to train on": n_tokens,
+        "tokens in the data": n_data_tokens,
+        "epochs": None if n_data_tokens is None else n_tokens / n_data_tokens,
+        "training FLOPs": f"{n_tokens * train_flops_per_token(config.model):.3g}",
+    }
+    print_fields(fields)
+
+
+def report(result: "TrainResult") -> int:
+    """Says how the run ended, and what can be done with it."""
+    losses = {"loss": result.loss, "val_loss": result.val_loss}
+    shown = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
+    if result.val_bits_per_byte is not None:
+        shown.append(f"{result.val_bits_per_byte:.4f} bits per byte")
+    note(", ".join([f"{result.out}: {result.reason} at step {result.step:,}", *shown]))
+    if result.reason == "finished":
+        note(f"next: rslm sample {result.out}")
+        return 0
+    note(f"to go on: rslm train --resume --out {result.out}")
+    return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_TERMINATED

@@ -1,0 +1,229 @@
+"""The folder of a run: its files, the lock on it, and being told to stop.
+
+`config.toml` (resolved), `env.json` (an entry for each start), `metrics.jsonl` and `samples.md`
+(append-only), `checkpoints/`. Two processes cannot use it at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self
+
+import torch
+
+from rslm.config import read_config, to_record, to_toml
+from rslm.files import write_atomically
+
+Row = dict[str, Any]
+
+
+@contextlib.contextmanager
+def open_run_folder(
+    out: Path, config: object, *, resume: bool, resumable: Collection[str]
+) -> Iterator[None]:
+    """Makes the run folder, or checks that `config` goes on with it; locked inside the block.
+
+    Args:
+        out: the folder.
+        config: the resolved config, which `config.toml` then holds.
+        resume: go on with an existing folder; one that is missing or empty is begun.
+        resumable: dotted names of the options that may differ from those of the folder.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is false.
+        ValueError: it is no run folder, or another option differs.
+        BlockingIOError: another process uses it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            # On the folder itself: the system drops the lock when the process dies.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another process uses the run folder {out}") from None
+        _check_folder(out, config, resume=resume, resumable=resumable)
+        write_atomically(out / "config.toml", to_toml(config).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_folder(out: Path, config: object, *, resume: bool, resumable: Collection[str]) -> None:
+    # A process killed while it wrote its first file leaves a folder with that file's beginnings.
+    found = [path.name for path in out.iterdir() if not path.name.startswith("config.toml.tmp-")]
+    if found and not resume:
+        raise FileExistsError(
+            f"the run folder {out} already exists\nadd --resume to go on with it, or name another"
+        )
+    if found and "config.toml" not in found:
+        raise ValueError(f"{out} is not a run folder: it has no config.toml")
+    if found:
+        before = flatten(to_record(read_config(type(config), out / "config.toml")))
+        now = flatten(to_record(config))
+        for name in sorted(before.keys() - set(resumable)):
+            if before[name] != now[name]:
+                raise ValueError(
+                    f"{name} must stay {before[name]} when a run is resumed, got {now[name]}\n"
+                    f"may change: {', '.join(sorted(resumable))}"
+                )
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> Row:
+    """Nested dicts as one, with dotted keys."""
+    flat: Row = {}
+    for key, value in record.items():
+        inside = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return flat
+
+
+class AppendedFile:
+    """A text file that only grows, and can be cut back to where it once ended."""
+
+    def __init__(self, path: Path, n_bytes: int = 0) -> None:
+        """Opens the file and drops what lies beyond `n_bytes`.
+
+        Raises:
+            ValueError: it is shorter than that.
+        """
+        path.touch()
+        if path.stat().st_size < n_bytes:
+            raise ValueError(
+                f"{path} must hold the {n_bytes} bytes that the checkpoint counts on, "
+                f"got {path.stat().st_size}"
+            )
+        os.truncate(path, n_bytes)
+        self.n_bytes = n_bytes
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, text: str) -> None:
+        """Appends in one system call, so that a killed process leaves at most a cut line."""
+        data = text.encode()
+        self._file.write(data)
+        self.n_bytes += len(data)
+
+    def write_row(self, row: Row) -> None:
+        """Appends one line of JSON; a number that JSON cannot hold becomes null."""
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
+        self.write(json.dumps(finite) + "\n")
+
+    def sync(self) -> None:
+        """Flushes to the disk: a checkpoint must never count on bytes that a power cut takes."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a `metrics.jsonl`; a last line that is still being written is left out."""
+    text = Path(path).read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def describe_environment() -> Row:
+    """Versions and machine, for the record."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "n_cpus": os.cpu_count(),
+        "n_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what decides the numbers of a run."""
+    names = ("rslm", "torch", "numpy", "safetensors")
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # Used in place, without having been installed.
+        return None
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def append_start(out: Path, entry: Row) -> None:
+    """Adds an entry to `env.json`, the list of the run's starts."""
+    path = out / "env.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    write_atomically(path, json.dumps([*starts, entry], indent=1).encode())
+
+
+class StopSignals:
+    """Takes SIGINT and SIGTERM as requests, from which the loop makes an orderly stop.
+
+    A second signal acts at once. Outside the main thread signals are left as they are.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.received is not None
+
+    @property
+    def reason(self) -> Literal["interrupted", "terminated"]:
+        """The signal in a word; only once one has come."""
+        assert self.received is not None
+        return "interrupted" if self.received == signal.SIGINT else "terminated"
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()

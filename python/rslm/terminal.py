@@ -1,0 +1,81 @@
+"""What commands print: data on stdout, progress on stderr, bars only for people."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import tyro
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A flag that is only ever turned on: no `--no-...` beside it."""
+
+
+def note(message: str) -> None:
+    """Prints one line for the person at the terminal, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def progress_bar() -> bool | None:
+    """The `progress` argument of long calls: a bar on a terminal, silence in a pipe."""
+    return True if sys.stderr.isatty() else None
+
+
+def print_json(record: object) -> None:
+    """Prints one JSON document on stdout."""
+    print(json.dumps(record, ensure_ascii=False, indent=2))
+
+
+def print_fields(fields: dict[str, Any]) -> None:
+    """Prints names and values in two columns; whole numbers get thousands separators."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        print(f"{name:<{width}}  {readable(value)}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints aligned columns: the first to the left, the others to the right."""
+    cells = [list(header), *([readable(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        first = f"{row[0]:<{widths[0]}}"
+        print("  ".join([first, *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))]))
+
+
+def readable(value: object) -> str:
+    """A value as people read it: 1,234,567 and 4.321."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar of bytes, speed and time left on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = [
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    ]
+    with progress.Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, progress.TaskID] = {}
+
+        def show(done: int, total: int, name: str) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield show

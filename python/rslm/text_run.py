@@ -1,0 +1,82 @@
+"""A run straight from text: its tokenizer and token files are made inside the run folder.
+
+The folder gets `config.toml` first, then `tokenizer.json`, then `tokens/train` and
+`tokens/valid`. Each is complete or absent, so a run that is stopped in these preparations
+goes on with the first one that is missing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rslm.config import to_toml
+from rslm.files import write_atomically
+from rslm.tokenizer import Tokenizer
+from rslm.train_config import DataConfig, TrainConfig
+
+END_OF_TEXT = "<|endoftext|>"
+
+Progress = bool | Callable[[int, int, str], None] | None
+
+
+def begin(config: TrainConfig, *, validates: bool, resume: bool) -> TrainConfig:
+    """Makes the run folder; returns the config with the paths of the token files to come.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is false.
+    """
+    tokens = config.out / "tokens"
+    data = DataConfig(train=tokens / "train", valid=tokens / "valid" if validates else None)
+    config = replace(config, data=data)
+    config.out.mkdir(parents=True, exist_ok=True)
+    if any(config.out.iterdir()):
+        if not resume:
+            raise FileExistsError(
+                f"the run folder {config.out} already exists\n"
+                "add --resume to go on with it, or name another"
+            )
+    else:
+        write_atomically(config.out / "config.toml", to_toml(config).encode())
+    return config
+
+
+def make_token_files(
+    config: TrainConfig,
+    train_files: Sequence[Path],
+    valid_files: Sequence[Path],
+    *,
+    tokenizer_file: Path | None = None,
+    progress: Progress = None,
+) -> Tokenizer:
+    """Makes what is missing of tokenizer and token files; returns the tokenizer.
+
+    Args:
+        config: as `begin` returned it; a tokenizer of `config.model.vocab_size` is trained.
+        train_files: UTF-8 text to train both tokenizer and model on.
+        valid_files: UTF-8 text to validate on.
+        tokenizer_file: use this tokenizer instead of training one.
+        progress: as for `Tokenizer.train`.
+    """
+    own = config.out / "tokenizer.json"
+    if own.exists():
+        tokenizer = Tokenizer.load(own)
+    elif tokenizer_file is not None:
+        tokenizer = Tokenizer.load(tokenizer_file)
+    else:
+        vocab_size = config.model.resolved_vocab_size
+        tokenizer = Tokenizer.train(
+            list(train_files),
+            vocab_size,
+            [END_OF_TEXT],
+            n_threads=config.n_threads,
+            progress=progress,
+        )
+    if not own.exists():
+        tokenizer.save(own)
+    for folder, files in ((config.data.train, train_files), (config.data.valid, valid_files)):
+        if folder is not None and not (folder / "manifest.json").exists():
+            folder.parent.mkdir(exist_ok=True)
+            tokenizer.encode_files(
+                list(files), folder, n_threads=config.n_threads, progress=progress
+            )
+    return tokenizer

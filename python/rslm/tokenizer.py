@@ -1,0 +1,494 @@
+"""Byte-level BPE: training, encoding and decoding, by the Rust core.
+
+`rslm.reference` holds the same in plain Python: the specification of what is done here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rslm import _rslm
+from rslm.files import write_atomically
+from rslm.token_file import TokenFile
+
+StreamDecoder = _rslm.StreamDecoder
+
+END_OF_TEXT = "<|endoftext|>"
+
+StrPath = str | os.PathLike[str]
+TieBreak = Literal["bytes", "hf", "first_id"]
+Unit = Literal["document", "line"]
+Errors = Literal["strict", "replace", "raw"]
+ProgressCallback = Callable[[int, int, str], object]
+"""Called with (done, total, phase) a few times a second; total is 0 where it is unknown."""
+
+
+def train_bpe(
+    input_path: StrPath | Sequence[StrPath] | None,
+    vocab_size: int,
+    special_tokens: Sequence[str] = (),
+    *,
+    texts: Iterable[str] | None = None,
+    pattern: str = "gpt2",
+    tie_break: TieBreak = "bytes",
+    unit: Unit = "document",
+    errors: Errors = "strict",
+    n_threads: int | None = None,
+    progress: bool | ProgressCallback | None = None,
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    """(vocab, merges) of byte-pair encoding trained on files or on `texts`.
+
+    Special tokens are cut out first and nothing is counted across them. Files stream:
+    memory grows with the number of distinct pretokens, not with the corpus (a pattern
+    that is a regular expression needs the longest text between special tokens as well).
+    The result depends on the multiset of pretokens alone, never on threads or chunks.
+    Ctrl-C is obeyed within a fraction of a second.
+
+    Args:
+        input_path: One file or several; None where `texts` is given.
+        vocab_size: Number of ids, the 256 bytes and the special tokens included.
+        special_tokens: Reserved strings, the longest wins where several begin.
+        texts: Instead of files: each item is a document.
+        pattern: "gpt2", "cl100k", "cl100k_2023", "o200k" or a regular expression.
+        tie_break: Among equally frequent pairs, "bytes" takes the greatest (left, right)
+            as byte strings, "hf" and "first_id" the smallest ids in the id layouts of
+            Hugging Face tokenizers and rustbpe.
+        unit: "line" splits at line ends first, as Hugging Face does with files.
+        errors: For bytes that are not UTF-8: refuse, replace by U+FFFD, or keep.
+        n_threads: Workers; None means one per processor.
+        progress: True for a bar on a terminal, or a function of (done, total, phase).
+
+    Raises:
+        ValueError: an argument is invalid, or a file is not UTF-8 under "strict".
+        OSError: a file cannot be read.
+
+    Source: Sennrich et al. 2016, Algorithm 1 (arXiv:1508.07909); on bytes as Radford et
+    al. 2019.
+    """
+    tokenizer = Tokenizer.train(
+        input_path,
+        vocab_size,
+        special_tokens,
+        texts=texts,
+        pattern=pattern,
+        tie_break=tie_break,
+        unit=unit,
+        errors=errors,
+        n_threads=n_threads,
+        progress=progress,
+    )
+    return tokenizer.vocab, tokenizer.merges
+
+
+class Tokenizer:
+    """Text to token ids and back, by byte-pair encoding of bytes.
+
+    Immutable, and usable from many threads at once; it pickles, and survives a fork.
+
+    >>> tokenizer = Tokenizer({i: bytes([i]) for i in range(256)}, [])
+    >>> tokenizer.decode(tokenizer.encode("héllo"))
+    'héllo'
+    """
+
+    __slots__ = ("_core",)
+
+    def __init__(
+        self,
+        vocab: Mapping[int, bytes],
+        merges: Sequence[tuple[bytes, bytes]],
+        special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = "gpt2",
+    ) -> None:
+        """Builds a tokenizer from its parts.
+
+        Args:
+            vocab: Ids and bytes; all 256 single bytes must be there.
+            merges: Pairs of token bytes, most important first.
+            special_tokens: Reserved strings; those not in `vocab` get the next ids.
+            pattern: As in `train_bpe`.
+
+        Raises:
+            ValueError: a merge names an unknown token, a byte is missing, an id is out of
+                range, or a special token is empty or repeated.
+        """
+        self._core = _rslm.Tokenizer(
+            dict(vocab), list(merges), _strings("special_tokens", special_tokens), pattern
+        )
+
+    @classmethod
+    def _of(cls, core: _rslm.Tokenizer) -> Tokenizer:
+        tokenizer = cls.__new__(cls)
+        tokenizer._core = core
+        return tokenizer
+
+    @classmethod
+    def train(
+        cls,
+        input_path: StrPath | Sequence[StrPath] | None,
+        vocab_size: int,
+        special_tokens: Sequence[str] = (),
+        *,
+        texts: Iterable[str] | None = None,
+        pattern: str = "gpt2",
+        tie_break: TieBreak = "bytes",
+        unit: Unit = "document",
+        errors: Errors = "strict",
+        n_threads: int | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> Tokenizer:
+        """A tokenizer trained as `train_bpe` does; same arguments, same errors."""
+        if (input_path is None) == (texts is None):
+            raise ValueError(
+                "exactly one of input_path and texts must be given, got "
+                + ("neither" if texts is None else "both")
+            )
+        if isinstance(texts, str):
+            raise TypeError("texts must be an iterable of str, got one str")
+        with _callback(progress) as callback:
+            core = _rslm.train_bpe(
+                _paths(input_path),
+                texts,
+                _whole("vocab_size", vocab_size),
+                _strings("special_tokens", special_tokens),
+                pattern,
+                tie_break,
+                unit,
+                errors,
+                _threads(n_threads),
+                callback,
+            )
+        return cls._of(core)
+
+    @classmethod
+    def from_files(
+        cls,
+        vocab_path: StrPath,
+        merges_path: StrPath,
+        special_tokens: Sequence[str] | None = None,
+        *,
+        pattern: str = "gpt2",
+    ) -> Tokenizer:
+        """The tokenizer of GPT-2's two files, `vocab.json` and `merges.txt`.
+
+        Raises:
+            FormatError: a file does not hold what it must.
+            OSError: a file cannot be read.
+        """
+        specials = _strings("special_tokens", special_tokens)
+        return cls._of(_rslm.Tokenizer.load_gpt2(vocab_path, merges_path, specials, pattern))
+
+    @classmethod
+    def load(
+        cls,
+        path: StrPath,
+        format: Literal["rslm", "hf", "gpt2", "tiktoken"] | None = None,
+        *,
+        pattern: str | None = None,
+        special_tokens: Sequence[str] | None = None,
+    ) -> Tokenizer:
+        """The tokenizer of a file, or of a folder that holds one.
+
+        Args:
+            path: Our own JSON, HF `tokenizer.json`, GPT-2's `vocab.json` with `merges.txt`
+                beside it, or a `.tiktoken` file.
+            format: None to recognise it from the content.
+            pattern: Overrides the file's; required for `.tiktoken`, which carries none.
+            special_tokens: Added to those of the file.
+
+        Raises:
+            FormatError: the file is corrupt, or not byte-level BPE.
+            ValueError: `pattern` is missing or invalid.
+            OSError: the file cannot be read.
+        """
+        specials = _strings("special_tokens", special_tokens)
+        return cls._of(_rslm.Tokenizer.load(path, format, pattern, specials))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Tokenizer:
+        """The tokenizer of the canonical JSON that `to_json` gives and token files embed.
+
+        Raises:
+            FormatError: the bytes are not such JSON.
+        """
+        return cls._of(_rslm.Tokenizer.from_json(data))
+
+    def to_json(self) -> bytes:
+        """Canonical JSON with everything: ASCII, sorted keys, no blanks."""
+        return self._core.to_json()
+
+    def save(self, path: StrPath, format: Literal["rslm"] = "rslm") -> None:
+        """Writes one JSON file with everything, beside and renamed.
+
+        Raises:
+            ValueError: `format` is not "rslm", the one that can be written.
+            OSError: the file cannot be written.
+        """
+        if format != "rslm":
+            raise ValueError(f"format must be rslm, got {format!r}")
+        write_atomically(path, self.to_json())
+
+    def encode(
+        self,
+        text: str,
+        *,
+        allowed_special: Literal["all"] | Collection[str] = "all",
+        disallowed_special: Literal["all"] | Collection[str] = (),
+    ) -> list[int]:
+        """Token ids of a text; special tokens in it become their ids.
+
+        A lone surrogate counts as U+FFFD. The two options mean what they mean in tiktoken:
+        strings outside `allowed_special` are ordinary text, and one of
+        `disallowed_special` in the text is refused ("all": every one not allowed).
+
+        Raises:
+            ValueError: the text holds a disallowed special token.
+        """
+        if allowed_special == "all" and not disallowed_special:
+            return self._core.encode(text)
+        specials = self._core.special_tokens
+        allowed = set(specials) if allowed_special == "all" else set(allowed_special)
+        refused = specials.keys() - allowed if disallowed_special == "all" else disallowed_special
+        for special in refused:
+            if special in text:
+                raise ValueError(f"text must not hold the special token {special!r}")
+        return self._core.encode_allowing(text, [s for s in specials if s in allowed])
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are ordinary text."""
+        return self._core.encode_ordinary(text)
+
+    def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
+        """Lazily, the token ids of the joined texts.
+
+        Equal to `encode("".join(texts))` however the text is cut. Only the undecided
+        tail is held (a word that may go on, whitespace, half a special token), so a file
+        of any size is encoded line by line in constant memory.
+        """
+        return self._core.encode_iterable(texts)
+
+    def encode_batch(
+        self, texts: Iterable[str], *, n_threads: int | None = None
+    ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """(token_ids, offsets): text i is `token_ids[offsets[i]:offsets[i + 1]]`.
+
+        The ids are uint16 up to a vocabulary of 65,536, else uint32. In parallel.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be an iterable of str, got one str")
+        return self._core.encode_batch(texts, _threads(n_threads))
+
+    def encode_files(
+        self,
+        paths: StrPath | Sequence[StrPath],
+        out: StrPath,
+        *,
+        shard_tokens: int = 1 << 27,
+        dataset: str = "",
+        end_of_text: str | None = END_OF_TEXT,
+        errors: Errors = "strict",
+        n_threads: int | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> TokenFile:
+        """Encodes text files into the token-file folder `out`, and opens it.
+
+        In parallel, in order, in bounded memory. A document ends after each
+        `end_of_text` and with each file, where the token is added unless it stands there.
+        What an interrupt leaves behind is recognised as incomplete and may be overwritten.
+
+        Args:
+            paths: One file or several, in the order of the tokens.
+            out: A folder that does not exist yet, or is empty.
+            shard_tokens: A shard ends with the document that reaches this many tokens.
+            dataset: A name that the files remember.
+            end_of_text: A special token of this tokenizer; None to add none.
+            errors: As in `train_bpe`.
+            n_threads: As in `train_bpe`.
+            progress: As in `train_bpe`; counts bytes.
+
+        Raises:
+            ValueError: an argument is invalid, `out` holds something else, or a file is
+                not UTF-8 under "strict".
+            OSError: reading or writing failed.
+        """
+        with _callback(progress) as callback:
+            _rslm.encode_files(
+                self._core,
+                _paths(paths),
+                out,
+                f"rslm-{self.vocab_size}",
+                dataset,
+                _whole("shard_tokens", shard_tokens),
+                end_of_text,
+                errors,
+                "Tokenizer.encode_files",
+                _threads(n_threads),
+                callback,
+            )
+        return TokenFile.open(out, tokenizer=self)
+
+    def count(self, text: str) -> int:
+        """The number of token ids of a text, without making a list of them."""
+        return self._core.count(text)
+
+    def decode(self, token_ids: Sequence[int] | npt.NDArray[Any], errors: str = "replace") -> str:
+        """The text of token ids; bytes that are not UTF-8 as `bytes.decode` treats them.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+            UnicodeDecodeError: the bytes are not UTF-8 under `errors="strict"`.
+        """
+        return self._core.decode_bytes(token_ids).decode("utf-8", errors)
+
+    def decode_batch(
+        self, batch: Iterable[Sequence[int] | npt.NDArray[Any]], errors: str = "replace"
+    ) -> list[str]:
+        """The text of each sequence of token ids."""
+        return [self.decode(token_ids, errors) for token_ids in batch]
+
+    def decode_bytes(self, token_ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
+        """The exact bytes of token ids.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
+        return self._core.decode_bytes(token_ids)
+
+    def stream_decoder(self) -> _rslm.StreamDecoder:
+        """A decoder that takes one id at a time and never shows half a character."""
+        return StreamDecoder(self)
+
+    def token_to_id(self, token: bytes | str) -> int | None:
+        """The id of a token's bytes, None where there is none; a str means its UTF-8."""
+        return self._core.token_to_id(token.encode() if isinstance(token, str) else token)
+
+    def id_to_token(self, token_id: int) -> bytes:
+        """The bytes of one id.
+
+        Raises:
+            ValueError: the id is not in the vocabulary.
+        """
+        return self._core.decode_bytes([token_id])
+
+    @property
+    def vocab(self) -> dict[int, bytes]:
+        """Ids and bytes, special tokens included. A new dict each time."""
+        return self._core.vocab
+
+    @property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """Pairs of token bytes in order of rank. A new list each time."""
+        return self._core.merges
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Reserved strings and their ids."""
+        return self._core.special_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """One above the largest id: the rows that a model's embedding needs."""
+        return self._core.vocab_size
+
+    @property
+    def pattern(self) -> str:
+        """The name of the pattern, or the regular expression."""
+        return self._core.pattern
+
+    @property
+    def unicode_version(self) -> str:
+        """Version of the Unicode data that says what a letter is."""
+        return _rslm.UNICODE_VERSION
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of `<|endoftext|>`, None where it is no special token."""
+        return self._core.special_tokens.get(END_OF_TEXT)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical JSON in hexadecimal: the identity in token files."""
+        return self._core.sha256().hex()
+
+    @property
+    def token_byte_lengths(self) -> npt.NDArray[np.uint32]:
+        """Bytes of text that each id stands for; special tokens count 0."""
+        return self._core.token_byte_lengths()
+
+    def __repr__(self) -> str:
+        """Sizes and pattern."""
+        return (
+            f"Tokenizer(vocab_size={self.vocab_size}, pattern={self.pattern!r}, "
+            f"special_tokens={list(self.special_tokens)})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Equal where the canonical JSON is."""
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        """The hash of the identity."""
+        return hash(self.sha256)
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Tokenizer], tuple[bytes]]:
+        """Pickles as canonical JSON."""
+        return type(self).from_json, (self.to_json(),)
+
+
+def _paths(paths: StrPath | Sequence[StrPath] | None) -> list[Path]:
+    if paths is None:
+        return []
+    if isinstance(paths, (str, os.PathLike)):
+        return [Path(paths)]
+    if not paths:
+        raise ValueError("at least one input path must be given, got none")
+    return [Path(path) for path in paths]
+
+
+def _strings(name: str, strings: Sequence[str] | None) -> list[str]:
+    if isinstance(strings, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of str, got one {type(strings).__name__}")
+    return list(strings or ())
+
+
+def _whole(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def _threads(n_threads: int | None) -> int | None:
+    return None if n_threads is None else _whole("n_threads", n_threads)
+
+
+@contextlib.contextmanager
+def _callback(progress: bool | ProgressCallback | None) -> Iterator[ProgressCallback | None]:
+    """What the core calls: nothing, the user's function, or a bar if somebody watches."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress or not sys.stderr.isatty():
+        yield None
+    else:
+        # Imported here: a program that shows no bar should not pay for it.
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+
+        tasks: dict[str, TaskID] = {}
+        with Progress(console=Console(stderr=True)) as bar:
+
+            def show(done: int, total: int, phase: str) -> None:
+                if phase not in tasks:
+                    tasks[phase] = bar.add_task(phase)
+                bar.update(tasks[phase], completed=done, total=total or None)
+
+            yield show

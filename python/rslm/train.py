@@ -1,0 +1,475 @@
+"""Pre-training: `TrainConfig`, and `train(config)`, which reads from top to bottom.
+
+A run folder holds `config.toml` (resolved), `env.json` (one entry per start), `tokenizer.json`,
+`metrics.jsonl`, `samples.md`, `loss_curve.png` and `checkpoints/`. A checkpoint of step s is the
+state right after update s, before what else is due at s: validation and samples are made when
+the loop comes round, so a run that is stopped or killed in them repeats them when it is resumed.
+Whatever is random is a function of (seed, purpose, step), so there is no generator to restore.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from rslm import checkpoint
+from rslm.architecture import TransformerConfig, n_parameters, train_flops_per_token
+from rslm.batches import (
+    count_samples,
+    counter_seed,
+    read_windows,
+    sample_batch,
+    sample_indices,
+    split_windows,
+)
+from rslm.config import to_record
+from rslm.errors import FormatError
+from rslm.evaluate.loss import evaluate_loss
+from rslm.files import write_atomically
+from rslm.infer.load import choose_device
+from rslm.infer.sampler import generate
+from rslm.losses import cross_entropy
+from rslm.model import Transformer
+from rslm.optim import AdamW, cosine_schedule, optimizer_step, parameter_groups
+from rslm.run_folder import (
+    AppendedFile,
+    Row,
+    StopSignals,
+    append_start,
+    describe_environment,
+    open_run_folder,
+    versions,
+)
+from rslm.run_log import Clock, Meter, RunDisplay, peak_flops, write_loss_curve
+from rslm.token_file import TokenFile
+from rslm.tokenizer import Tokenizer
+from rslm.train_config import RESUMABLE, DataConfig, OptimizerConfig, TrainConfig
+
+__all__ = ["DataConfig", "OptimizerConfig", "TrainConfig", "TrainResult", "train"]
+
+StopReason = Literal["finished", "interrupted", "terminated"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        out: the run folder.
+        reason: "finished"; "interrupted" by SIGINT or "terminated" by SIGTERM, after which a
+            checkpoint of the step was saved.
+        step: updates made.
+        loss: training loss of the last one, in nats per token; None if this call made none.
+        val_loss: likewise of the last validation.
+        val_bits_per_byte: likewise.
+        elapsed_seconds: of all parts of the run.
+    """
+
+    out: Path
+    reason: StopReason
+    step: int
+    loss: float | None
+    val_loss: float | None
+    val_bits_per_byte: float | None
+    elapsed_seconds: float
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, console: Console | None = None
+) -> TrainResult:
+    """Trains a Transformer on a token file, leaving everything in the run folder `config.out`.
+
+    Equal configs and data give equal weights and metrics (but for `CLOCK_KEYS`) on a CPU with
+    the same number of threads, whether or not the run was stopped, killed and resumed between.
+    SIGINT and SIGTERM finish the step, save and return; a second one acts at once. With `resume`
+    a run goes on from its newest good checkpoint, and one that was never begun begins.
+
+    Args:
+        config: the run.
+        resume: continue the run in `config.out` instead of refusing an existing folder.
+        console: where the display goes; standard error unless given.
+
+    Raises:
+        FileExistsError: the run folder exists and `resume` was not asked for.
+        ValueError: the config does not fit the data, or not the run that is resumed.
+        FormatError: a token file or checkpoint is damaged.
+        FloatingPointError: loss or gradients became infinite or not a number.
+    """
+    device, console = choose_device(config.device), console or Console(stderr=True)
+    data = open_data(config)
+    config = replace(config, model=resolve_model(config.model, data.train))
+    out = config.out
+    micro_batch_size = config.micro_batch_size or config.batch_size
+    autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_threads(config.n_threads))
+        stack.enter_context(open_run_folder(out, config, resume=resume, resumable=RESUMABLE))
+        model = build_model(config, device)
+        optimizer = build_optimizer(model, config.optimizer)
+        state = restore(config, data, model, optimizer, console)
+        forward = torch.compile(model) if config.compile else model
+
+        metrics = stack.enter_context(AppendedFile(out / "metrics.jsonl", state["metrics_bytes"]))
+        samples = stack.enter_context(AppendedFile(out / "samples.md", state["samples_bytes"]))
+        clock = Clock(state["elapsed_seconds"])
+        meter = make_meter(config, device, clock)
+        record_start(config, data, device, state["step"])
+        stop = stack.enter_context(StopSignals())
+        display = stack.enter_context(open_display(config, state["step"], console))
+        saved_step, stopping, finished = state["step"], False, False
+        row, validation = Row(), Row()
+
+        for step in range(state["step"], config.n_steps + 1):
+            # `step` updates are made. Their checkpoint comes before validation and samples: a
+            # run that is cut short in those loses nothing and makes them again.
+            if step > saved_step and (stopping or is_due(step, config.checkpoint_every, config)):
+                with clock.away():
+                    save(config, data, model, optimizer, step, clock, metrics, samples)
+                saved_step = step
+            if stopping:
+                break
+            if data.valid is not None and is_due(step, config.validate_every, config):
+                with clock.away():
+                    evaluation = evaluate_loss(
+                        model,
+                        data.valid,
+                        batch_size=micro_batch_size,
+                        n_tokens=config.n_validation_tokens,
+                        token_byte_lengths=data.token_byte_lengths,
+                        autocast_dtype=autocast_dtype,
+                        should_stop=stop.requested,
+                    )
+                if evaluation is None:
+                    break
+                validation = meter.validation_row(step, evaluation.loss, evaluation.bits_per_byte)
+                metrics.write_row(validation)
+                display.show(validation)
+            if data.tokenizer is not None and is_due(step, config.sample_every, config):
+                with clock.away():
+                    samples.write(sample_text(model, data.tokenizer, config, step))
+            if step == config.n_steps:
+                finished = True
+                break
+
+            windows = sample_batch(
+                data.train,
+                seed=config.seed,
+                step=step,
+                batch_size=config.batch_size,
+                context_length=config.model.context_length,
+            )
+            loss = accumulate_gradients(forward, windows, micro_batch_size, device, autocast_dtype)
+            learning_rate = scheduled_learning_rate(config, step)
+            grad_norm = optimizer_step(
+                optimizer,
+                learning_rate=learning_rate,
+                max_grad_norm=config.optimizer.max_grad_norm,
+            )
+            meter.add(step + 1, learning_rate=learning_rate, loss=loss, grad_norm=grad_norm)
+
+            stopping = stop.requested()
+            if stopping or is_fetched(step + 1, config, device):
+                for row in meter.take_rows():
+                    require_finite(row, config, data.train)
+                    metrics.write_row(row)
+                    display.show(row)
+
+        if step > saved_step:  # Validation was told to stop.
+            save(config, data, model, optimizer, step, clock, metrics, samples)
+    write_loss_curve(out, f"{out.name} ({model_summary(config)})")
+    return TrainResult(
+        out=out,
+        reason="finished" if finished else stop.reason,
+        step=step,
+        loss=row.get("loss"),
+        val_loss=validation.get("val_loss"),
+        val_bits_per_byte=validation.get("val_bits_per_byte"),
+        elapsed_seconds=clock.elapsed_seconds,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The opened data of a run; the tokenizer is that of the training file, where it has one."""
+
+    train: TokenFile
+    valid: TokenFile | None
+    tokenizer: Tokenizer | None
+
+    @property
+    def token_byte_lengths(self) -> npt.NDArray[np.uint32] | None:
+        """Bytes of each token, special ones 0."""
+        return None if self.tokenizer is None else self.tokenizer.token_byte_lengths
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """What identifies the data, wherever it lies."""
+        valid = None if self.valid is None else self.valid.fingerprint
+        return {"train": self.train.fingerprint, "valid": valid}
+
+
+def open_data(config: TrainConfig) -> Data:
+    """Opens the token files and the tokenizer inside the first.
+
+    Raises:
+        FormatError: a file is damaged, or the two were made by different tokenizers.
+        ValueError: the training file is shorter than one window.
+    """
+    train_file = TokenFile.open(config.data.train)
+    count_samples(len(train_file), config.model.context_length)
+    valid_file = None if config.data.valid is None else TokenFile.open(config.data.valid)
+    if valid_file is not None and valid_file.tokenizer_sha256 != train_file.tokenizer_sha256:
+        raise FormatError(
+            f"{config.data.valid} was made by another tokenizer than {config.data.train}"
+        )
+    record = train_file.tokenizer_json
+    tokenizer = None if record is None else Tokenizer.from_json(record)
+    return Data(train=train_file, valid=valid_file, tokenizer=tokenizer)
+
+
+def resolve_model(model: TransformerConfig, train_file: TokenFile) -> TransformerConfig:
+    """The model's config with the vocabulary of the data.
+
+    Raises:
+        ValueError: the data has ids that the model would not have, or does not say how many.
+    """
+    if model.vocab_size is None:
+        return replace(model, vocab_size=train_file.vocab_size or None)
+    if train_file.vocab_size and model.vocab_size < train_file.vocab_size:
+        raise ValueError(
+            f"model.vocab_size must be at least {train_file.vocab_size}, "
+            f"that of the token file, got {model.vocab_size}"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def torch_threads(n_threads: int | None) -> Iterator[None]:
+    """Runs the block with this many CPU threads; None leaves torch's choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def build_model(config: TrainConfig, device: torch.device) -> Transformer:
+    """A new model, the same for the same seed on every device; float32."""
+    generator = torch.Generator().manual_seed(counter_seed(config.seed, "weights"))
+    return Transformer(config.model, generator=generator, device=device, dtype=torch.float32)
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
+    """AdamW over the model's parameter groups."""
+    return AdamW(
+        parameter_groups(model, config.weight_decay),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+    )
+
+
+def restore(
+    config: TrainConfig, data: Data, model: Transformer, optimizer: AdamW, console: Console
+) -> Row:
+    """Loads the newest good checkpoint, or the weights to start from; returns the run's state.
+
+    Raises:
+        FormatError: no checkpoint is good, or it does not fit the config.
+        ValueError: the data is not what the run began with.
+    """
+    folder = config.out / "checkpoints"
+    newest, rejected = checkpoint.newest_checkpoint(folder)
+    if rejected and newest is None:
+        faults = "\n".join(rejected.values())
+        raise FormatError(f"no checkpoint in {folder} is good; remove it to begin anew\n{faults}")
+    for path, fault in rejected.items():
+        console.print(f"rejected a checkpoint: {fault}", soft_wrap=True, markup=False)
+        checkpoint.set_aside(path, "rejected")
+    if newest is None:
+        if config.init_from is not None:
+            checkpoint.load_weights(checkpoint.weights_path(config.init_from), model)
+        return {"step": 0, "elapsed_seconds": 0.0, "metrics_bytes": 0, "samples_bytes": 0}
+    state = checkpoint.load_run_checkpoint(newest, model, optimizer)
+    if state["data"] != data.fingerprints:
+        raise ValueError(
+            f"the data must be what the run began with, {state['data']}, got {data.fingerprints}"
+        )
+    console.print(f"resuming from {newest}", soft_wrap=True, markup=False)
+    return state
+
+
+def save(
+    config: TrainConfig,
+    data: Data,
+    model: Transformer,
+    optimizer: AdamW,
+    step: int,
+    clock: Clock,
+    metrics: AppendedFile,
+    samples: AppendedFile,
+) -> None:
+    """Writes the checkpoint of a step, which counts on the files of the run as they are now."""
+    metrics.sync()
+    samples.sync()
+    state = {
+        "format": 1,
+        "step": step,
+        "n_tokens": step * config.batch_size * config.model.context_length,
+        "elapsed_seconds": clock.elapsed_seconds,
+        "metrics_bytes": metrics.n_bytes,
+        "samples_bytes": samples.n_bytes,
+        # Batches, weights and samples are drawn by seed and step; there is no other generator.
+        "random": {"seed": config.seed, "step": step},
+        "data": data.fingerprints,
+        "config": to_record(config),
+        "versions": versions(),
+    }
+    folder = config.out / "checkpoints"
+    checkpoint.write_run_checkpoint(folder, model, optimizer, state)
+    checkpoint.prune_checkpoints(folder, config.keep_checkpoints)
+
+
+def record_start(config: TrainConfig, data: Data, device: torch.device, step: int) -> None:
+    """Leaves the tokenizer and a description of this start in the run folder."""
+    if data.train.tokenizer_json is not None:
+        write_atomically(config.out / "tokenizer.json", data.train.tokenizer_json)
+    entry = {"first_step": step, "seed": config.seed, "device": str(device)}
+    append_start(config.out, entry | {"data": data.fingerprints} | describe_environment())
+
+
+def make_meter(config: TrainConfig, device: torch.device, clock: Clock) -> Meter:
+    """The meter of this model on this device."""
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    return Meter(
+        clock,
+        device,
+        tokens_per_step=config.batch_size * config.model.context_length,
+        flops_per_token=train_flops_per_token(config.model),
+        peak_flops=peak_flops(device, dtype),
+    )
+
+
+def open_display(config: TrainConfig, step: int, console: Console) -> RunDisplay:
+    """The display of a run that goes on from `step`."""
+    display = RunDisplay(
+        console,
+        title=model_summary(config),
+        n_steps=config.n_steps,
+        first_step=step,
+        log_every=config.log_every,
+    )
+    display.note(f"training {model_summary(config)} in {config.out}")
+    if config.compile:
+        display.note("compiling: the first step takes longer, and is left out of the speed")
+    return display
+
+
+def model_summary(config: TrainConfig) -> str:
+    """The model in a few words."""
+    model = config.model
+    return f"{n_parameters(model):,} parameters, {model.n_layers} layers of {model.d_model}"
+
+
+def is_due(step: int, every: int | None, config: TrainConfig) -> bool:
+    """Whether something is due after `step` updates: at multiples of `every`, and at the end."""
+    return step == config.n_steps or (every is not None and step > 0 and step % every == 0)
+
+
+def is_fetched(step: int, config: TrainConfig, device: torch.device) -> bool:
+    """Whether the numbers of the updates so far are fetched from the device after `step`.
+
+    On a CPU that costs nothing. Elsewhere it waits for the queue, so it happens as often as
+    there is something to show or to save.
+    """
+    every = (config.log_every, config.checkpoint_every, config.validate_every, config.sample_every)
+    return device.type == "cpu" or any(is_due(step, steps, config) for steps in every)
+
+
+def accumulate_gradients(
+    model: Callable[[Tensor], Tensor],
+    windows: npt.NDArray[np.int64],
+    micro_batch_size: int,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+) -> Tensor:
+    """Adds the gradients of the mean loss over all windows; returns that loss, on the device.
+
+    Each micro-batch is weighted by its share of the target tokens, so the sum does not depend
+    on how the batch is cut, up to rounding.
+    """
+    total = torch.zeros((), device=device)
+    for first in range(0, len(windows), micro_batch_size):
+        inputs, targets = split_windows(windows[first : first + micro_batch_size], device)
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            loss = cross_entropy(model(inputs), targets) * (len(inputs) / len(windows))
+        torch.autograd.backward(loss)
+        total += loss.detach()
+    return total
+
+
+def scheduled_learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of the update that follows `step` others.
+
+    Updates count from 1 in the schedule: the first has a rate above 0, the last the minimum.
+    """
+    optimizer = config.optimizer
+    minimum = optimizer.min_learning_rate
+    return cosine_schedule(
+        step + 1,
+        learning_rate=optimizer.learning_rate,
+        min_learning_rate=optimizer.learning_rate / 10 if minimum is None else minimum,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=config.n_steps,
+    )
+
+
+def require_finite(row: Row, config: TrainConfig, train_file: TokenFile) -> None:
+    """Stops the run when an update's loss or gradient is not a number.
+
+    Raises:
+        FloatingPointError: it is; names the step and the file with the batch.
+    """
+    if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
+        return
+    step, length = row["step"] - 1, config.model.context_length
+    n_samples = count_samples(len(train_file), length)
+    indices = sample_indices(n_samples, config.seed, step * config.batch_size, config.batch_size)
+    windows = read_windows(train_file, indices, length)
+    path = config.out / f"nonfinite_step_{row['step']:08d}.json"
+    batch = {"samples": indices.tolist(), "token_ids": windows.tolist()}
+    report = {key: repr(value) for key, value in row.items()} | batch
+    write_atomically(path, json.dumps(report).encode())
+    raise FloatingPointError(
+        f"step {row['step']}: loss {row['loss']}, grad_norm {row['grad_norm']}, learning_rate "
+        f"{row['learning_rate']:.3g}; the samples and token ids of its batch are in {path}"
+    )
+
+
+def sample_text(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, step: int) -> str:
+    """A section of `samples.md`: what the model writes after `step` updates."""
+    end = tokenizer.end_of_text
+    prompt_ids = tokenizer.encode(config.sample_prompt)
+    if not prompt_ids:
+        prompt_ids = [0 if end is None else end]
+    token_ids = generate(
+        model,
+        prompt_ids,
+        max_new_tokens=config.n_sample_tokens,
+        temperature=0.8,
+        stop_token_ids=[] if end is None else [end],
+        seed=counter_seed(config.seed, "sample", step),
+    )
+    text = config.sample_prompt + tokenizer.decode(list(token_ids))
+    return f"## Step {step:,}\n\n" + "".join(f"    {line}\n" for line in text.splitlines()) + "\n"

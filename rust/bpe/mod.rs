@@ -1,0 +1,14 @@
+//! Byte-pair encoding: counts -> merges, text -> ids. Knows no files of text.
+
+mod cache;
+mod count;
+pub mod formats;
+mod merge;
+mod tokenizer;
+mod train;
+mod vocab;
+
+pub use count::PretokenCounts;
+pub use tokenizer::{MergeBy, Parts, Tokenizer};
+pub use train::{TieBreak, TrainOptions, Trained, train};
+pub use vocab::{Merge, Vocab};

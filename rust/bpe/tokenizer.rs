@@ -1,0 +1,413 @@
+//! The tokenizer: text -> ids -> text.
+
+use std::sync::{Mutex, PoisonError};
+
+use rustc_hash::FxHashMap;
+use sha2::{Digest, Sha256};
+
+use super::cache::{WordCache, key_of};
+use super::formats;
+use super::merge::{MergeScratch, PairRanks};
+use super::vocab::{Merge, Vocab};
+use crate::error::{Error, Result};
+use crate::pretokenize::{Pattern, Segment, SpecialTokens};
+
+/// Which pairs of tokens may merge, and in which order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeBy {
+    /// The pairs of the merge list, in its order.
+    Merges,
+    /// As tiktoken does: a pretoken that is a token is that token; else any two tokens
+    /// whose joined bytes are a token may merge, the smallest id first.
+    Ids,
+}
+
+/// Byte-level BPE with its special tokens and its pattern.
+///
+/// Shared between threads freely; each call borrows scratch memory of its own.
+///
+/// Source: Sennrich et al. 2016 (arXiv:1508.07909); byte level: Radford et al. 2019.
+pub struct Tokenizer {
+    vocab: Vocab,
+    merges: Vec<Merge>,
+    merge_by: MergeBy,
+    pattern: Pattern,
+    special_ids: Vec<u32>,
+    specials: SpecialTokens,
+    ids: FxHashMap<Box<[u8]>, u32>,
+    ordinary_ids: FxHashMap<Box<[u8]>, u32>,
+    ranks: PairRanks,
+    byte_ids: [u32; 256],
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+/// Working memory of one thread: the word cache and the merge buffers.
+pub struct Scratch {
+    cache: WordCache,
+    symbols: Vec<u32>,
+    merge: MergeScratch,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self {
+            cache: WordCache::new(),
+            symbols: Vec::with_capacity(64),
+            merge: MergeScratch::default(),
+        }
+    }
+}
+
+/// What a tokenizer is made of.
+pub struct Parts {
+    /// Ids and bytes; special tokens may be among them.
+    pub vocab: Vec<(u32, Vec<u8>)>,
+    /// Pairs of token bytes in order of rank; ignored for [`MergeBy::Ids`].
+    pub merges: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Reserved strings; those not in the vocabulary get the next ids.
+    pub special_tokens: Vec<String>,
+    /// Name or regular expression.
+    pub pattern: String,
+    /// Which pairs merge.
+    pub merge_by: MergeBy,
+}
+
+impl Tokenizer {
+    /// # Errors
+    /// `Argument` where a byte is missing from the vocabulary, a merge names a token that
+    /// does not exist, or a part is invalid by itself.
+    pub fn new(parts: Parts) -> Result<Self> {
+        let pattern = Pattern::new(&parts.pattern)?;
+        let mut vocab = Vocab::new(parts.vocab)?;
+        let specials = SpecialTokens::new(&parts.special_tokens)?;
+        let special_ids = add_specials(&mut vocab, specials.texts())?;
+        let ids = vocab.ids();
+        let byte_ids = ids_of_bytes(&ids)?;
+        let ordinary_ids = match parts.merge_by {
+            MergeBy::Merges => FxHashMap::default(),
+            MergeBy::Ids => {
+                let mut ordinary = ids.clone();
+                ordinary.retain(|token, id| token.len() == 1 || !special_ids.contains(id));
+                ordinary
+            }
+        };
+        let (merges, ranks) = match parts.merge_by {
+            MergeBy::Merges => {
+                let merges = resolve_merges(&parts.merges, &ids)?;
+                let ranks = PairRanks::from_merges(&merges);
+                (merges, ranks)
+            }
+            MergeBy::Ids => {
+                let ranks = PairRanks::from_ids(&ordinary_ids);
+                (ranks.derive_merges(&vocab, &ordinary_ids, &byte_ids), ranks)
+            }
+        };
+        let merge_by = parts.merge_by;
+        let scratch = Mutex::new(Vec::new());
+        Ok(Self {
+            vocab,
+            merges,
+            merge_by,
+            pattern,
+            special_ids,
+            specials,
+            ids,
+            ordinary_ids,
+            ranks,
+            byte_ids,
+            scratch,
+        })
+    }
+
+    /// The vocabulary.
+    pub fn vocab(&self) -> &Vocab {
+        &self.vocab
+    }
+
+    /// The merges in order of rank; for [`MergeBy::Ids`] those that build each token.
+    pub fn merges(&self) -> &[Merge] {
+        &self.merges
+    }
+
+    /// Which pairs merge.
+    pub fn merge_by(&self) -> MergeBy {
+        self.merge_by
+    }
+
+    /// The pattern.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
+    /// The special tokens as they are found in text.
+    pub fn specials(&self) -> &SpecialTokens {
+        &self.specials
+    }
+
+    /// Special tokens with their ids, in the order given.
+    pub fn special_tokens(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.specials
+            .texts()
+            .iter()
+            .map(String::as_str)
+            .zip(self.special_ids.iter().copied())
+    }
+
+    /// The id of a token's bytes, special tokens included.
+    pub fn id_of(&self, token_bytes: &[u8]) -> Option<u32> {
+        self.ids.get(token_bytes).copied()
+    }
+
+    /// SHA-256 of the canonical JSON: the tokenizer's identity in token files.
+    pub fn sha256(&self) -> [u8; 32] {
+        Sha256::digest(formats::to_canonical_json(self)).into()
+    }
+
+    /// Bytes of each id's text; special tokens and holes count 0.
+    pub fn token_byte_lengths(&self) -> Vec<u32> {
+        let mut lengths = vec![0; self.vocab.len()];
+        for (id, token_bytes) in self.vocab.iter() {
+            lengths[id as usize] = token_bytes.len() as u32;
+        }
+        for &id in &self.special_ids {
+            lengths[id as usize] = 0;
+        }
+        lengths
+    }
+
+    /// Appends the ids of a text in which special tokens are recognised.
+    pub fn encode_into(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        self.encode_with(text, &self.specials, &self.special_ids, out)
+    }
+
+    /// Appends the ids of a text in which special tokens are ordinary text.
+    pub fn encode_ordinary_into(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        self.with_scratch(|scratch| self.encode_segment(text, scratch, out))
+    }
+
+    /// Appends the ids of a text in which only the special tokens that `allowed` accepts
+    /// are recognised.
+    pub fn encode_allowing(
+        &self,
+        text: &[u8],
+        allowed: impl Fn(&str) -> bool,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        let (texts, ids): (Vec<String>, Vec<u32>) = self
+            .special_tokens()
+            .filter(|(special, _)| allowed(special))
+            .map(|(special, id)| (special.to_owned(), id))
+            .unzip();
+        self.encode_with(text, &SpecialTokens::new(&texts)?, &ids, out)
+    }
+
+    fn encode_with(
+        &self,
+        text: &[u8],
+        specials: &SpecialTokens,
+        special_ids: &[u32],
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        self.with_scratch(|scratch| {
+            specials.split(text, |segment| match segment {
+                Segment::Special(index) => {
+                    out.push(special_ids[index]);
+                    Ok(())
+                }
+                Segment::Text(segment) => self.encode_segment(segment, scratch, out),
+            })
+        })
+    }
+
+    /// Lends working memory; it stays warm for the next call.
+    fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        let lock = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock().pop().unwrap_or_else(Scratch::new);
+        let result = work(&mut scratch);
+        lock().push(scratch);
+        result
+    }
+
+    fn encode_segment(
+        &self,
+        segment: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        self.pattern.split(segment, |pretoken| {
+            self.encode_pretoken(pretoken, scratch, out);
+        })
+    }
+
+    #[inline]
+    fn encode_pretoken(&self, pretoken: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        if let [byte] = pretoken {
+            out.push(self.byte_ids[*byte as usize]);
+            return;
+        }
+        let key = key_of(pretoken);
+        if let Some(token_ids) = key.and_then(|key| scratch.cache.get(key)) {
+            out.extend_from_slice(token_ids);
+            return;
+        }
+        let Scratch {
+            cache,
+            symbols,
+            merge,
+        } = scratch;
+        symbols.clear();
+        if let Some(&id) = self.ordinary_ids.get(pretoken) {
+            symbols.push(id);
+        } else {
+            symbols.extend(pretoken.iter().map(|&byte| self.byte_ids[byte as usize]));
+            self.ranks.merge(symbols, merge);
+        }
+        if let Some(key) = key {
+            cache.insert(key, symbols);
+        }
+        out.extend_from_slice(symbols);
+        // One huge pretoken must not keep its buffers for the tokenizer's life.
+        if symbols.capacity() > 1 << 16 {
+            *symbols = Vec::with_capacity(64);
+            *merge = MergeScratch::default();
+        }
+    }
+
+    /// Appends the bytes of each id.
+    ///
+    /// # Errors
+    /// `UnknownToken` for an id outside the vocabulary.
+    pub fn decode_into(&self, token_ids: &[u32], out: &mut Vec<u8>) -> Result<()> {
+        for (position, &id) in token_ids.iter().enumerate() {
+            out.extend_from_slice(self.vocab.get(id).ok_or_else(|| {
+                Error::UnknownToken(format!(
+                    "token ids must be in the vocabulary of {} tokens, got {id} at position {position}",
+                    self.vocab.len()
+                ))
+            })?);
+        }
+        Ok(())
+    }
+}
+
+/// Ids of the special tokens; those that the vocabulary does not hold are appended.
+fn add_specials(vocab: &mut Vocab, texts: &[String]) -> Result<Vec<u32>> {
+    let known = vocab.ids();
+    texts
+        .iter()
+        .map(|text| match known.get(text.as_bytes()) {
+            Some(&id) => Ok(id),
+            None => vocab.push(text.as_bytes()),
+        })
+        .collect()
+}
+
+fn ids_of_bytes(ids: &FxHashMap<Box<[u8]>, u32>) -> Result<[u32; 256]> {
+    let mut byte_ids = [0; 256];
+    for byte in 0..=255u8 {
+        byte_ids[byte as usize] = *ids.get(&[byte][..]).ok_or_else(|| {
+            Error::Argument(format!(
+                "the vocabulary must hold all 256 single bytes, byte 0x{byte:02X} is missing"
+            ))
+        })?;
+    }
+    Ok(byte_ids)
+}
+
+fn resolve_merges(
+    merges: &[(Vec<u8>, Vec<u8>)],
+    ids: &FxHashMap<Box<[u8]>, u32>,
+) -> Result<Vec<Merge>> {
+    let find = |rank: usize, token_bytes: &[u8]| {
+        ids.get(token_bytes).copied().ok_or_else(|| {
+            Error::Argument(format!(
+                "merge {rank} needs the token \"{}\", which the vocabulary does not hold",
+                token_bytes.escape_ascii()
+            ))
+        })
+    };
+    let resolve = |(rank, (left, right)): (usize, &(Vec<u8>, Vec<u8>))| {
+        Ok(Merge {
+            left: find(rank, left)?,
+            right: find(rank, right)?,
+            new: find(rank, &[left.as_slice(), right].concat())?,
+        })
+    };
+    merges.iter().enumerate().map(resolve).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer(merges: &[(&str, &str)], specials: &[&str], merge_by: MergeBy) -> Tokenizer {
+        let mut vocab: Vec<_> = (0..=255u8)
+            .map(|byte| (u32::from(byte), vec![byte]))
+            .collect();
+        for (left, right) in merges {
+            vocab.push((vocab.len() as u32, format!("{left}{right}").into_bytes()));
+        }
+        let merges = merges
+            .iter()
+            .map(|(l, r)| (l.as_bytes().to_vec(), r.as_bytes().to_vec()));
+        Tokenizer::new(Parts {
+            vocab,
+            merges: merges.collect(),
+            special_tokens: specials.iter().map(ToString::to_string).collect(),
+            pattern: "gpt2".into(),
+            merge_by,
+        })
+        .expect("valid parts")
+    }
+
+    #[test]
+    fn special_tokens_get_the_next_ids_and_split_the_text() {
+        let tokenizer = tokenizer(
+            &[("t", "h"), ("th", "e")],
+            &["<|endoftext|>"],
+            MergeBy::Merges,
+        );
+        let mut out = Vec::new();
+        tokenizer
+            .encode_into(b"the<|endoftext|>th", &mut out)
+            .expect("encodes");
+        assert_eq!(out, [257, 258, 256]);
+        let mut text = Vec::new();
+        tokenizer.decode_into(&out, &mut text).expect("known ids");
+        assert_eq!(text, b"the<|endoftext|>th");
+        assert!(matches!(
+            tokenizer.decode_into(&[999], &mut text),
+            Err(Error::UnknownToken(_))
+        ));
+    }
+
+    #[test]
+    fn merging_by_ids_takes_whole_pretokens_that_no_merge_reaches() {
+        let by_ids = tokenizer(&[("ab", "c")], &[], MergeBy::Ids);
+        let mut out = Vec::new();
+        by_ids.encode_into(b"abc", &mut out).expect("encodes");
+        assert_eq!(out, [256]);
+        assert!(by_ids.merges().is_empty(), "no chain of merges builds abc");
+    }
+
+    #[test]
+    fn missing_bytes_and_unknown_merges_are_refused() {
+        let parts = |vocab, merges| Parts {
+            vocab,
+            merges,
+            special_tokens: Vec::new(),
+            pattern: "gpt2".into(),
+            merge_by: MergeBy::Merges,
+        };
+        let error = Tokenizer::new(parts(vec![(0, vec![0])], Vec::new()))
+            .err()
+            .expect("bytes missing");
+        assert!(error.to_string().contains("byte 0x01 is missing"));
+        let bytes = (0..=255u8).map(|b| (u32::from(b), vec![b])).collect();
+        let merges = vec![(b"a".to_vec(), b"b".to_vec())];
+        let error = Tokenizer::new(parts(bytes, merges))
+            .err()
+            .expect("no token ab");
+        assert!(error.to_string().contains("merge 0 needs the token \"ab\""));
+    }
+}

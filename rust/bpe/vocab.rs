@@ -1,0 +1,138 @@
+//! Token ids and their bytes.
+
+use rustc_hash::FxHashMap;
+
+use crate::error::{Error, Result};
+
+/// Ids from here on are refused: the tables are indexed by id.
+const ID_LIMIT: u32 = 1 << 24;
+
+/// Two adjacent tokens and the token that replaces them; the position in a list of
+/// merges is the merge's rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// Id of the left token.
+    pub left: u32,
+    /// Id of the right token.
+    pub right: u32,
+    /// Id of the token that both become.
+    pub new: u32,
+}
+
+/// The bytes of every token id, in one buffer.
+///
+/// Ids need not be contiguous (o200k has holes); the id of a hole has no bytes, and no
+/// token is empty.
+#[derive(Clone, Debug, Default)]
+pub struct Vocab {
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+}
+
+impl Vocab {
+    /// # Errors
+    /// `Argument` for an id out of range or given twice, an empty token, or 4 GiB of bytes.
+    pub fn new(mut entries: Vec<(u32, Vec<u8>)>) -> Result<Self> {
+        entries.sort_by_key(|(id, _)| *id);
+        let mut vocab = Self {
+            bytes: Vec::new(),
+            starts: vec![0],
+        };
+        for (id, token_bytes) in entries {
+            if id >= ID_LIMIT {
+                return Err(Error::Argument(format!(
+                    "token ids must be below {ID_LIMIT}, got {id}"
+                )));
+            }
+            if (id as usize) < vocab.len() {
+                return Err(Error::Argument(format!(
+                    "token ids must differ, got {id} twice"
+                )));
+            }
+            if token_bytes.is_empty() {
+                return Err(Error::Argument(format!(
+                    "token {id} must hold at least one byte"
+                )));
+            }
+            vocab
+                .starts
+                .resize(id as usize + 1, vocab.bytes.len() as u32);
+            vocab.push(&token_bytes)?;
+        }
+        Ok(vocab)
+    }
+
+    /// Appends a token; its id is the former [`Vocab::len`].
+    pub(super) fn push(&mut self, token_bytes: &[u8]) -> Result<u32> {
+        self.bytes.extend_from_slice(token_bytes);
+        let end = u32::try_from(self.bytes.len()).map_err(|_| {
+            Error::Argument("a vocabulary must hold less than 4 GiB of token bytes".into())
+        })?;
+        self.starts.push(end);
+        Ok(self.len() as u32 - 1)
+    }
+
+    /// One above the largest id: what a model's embedding needs.
+    pub fn len(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes of a token, `None` for a hole or an id out of range.
+    #[inline]
+    pub fn get(&self, id: u32) -> Option<&[u8]> {
+        let id = id as usize;
+        if id >= self.len() {
+            return None;
+        }
+        let token_bytes = &self.bytes[self.starts[id] as usize..self.starts[id + 1] as usize];
+        (!token_bytes.is_empty()).then_some(token_bytes)
+    }
+
+    /// The bytes of a token that is known to exist.
+    #[inline]
+    pub(super) fn bytes(&self, id: u32) -> &[u8] {
+        &self.bytes[self.starts[id as usize] as usize..self.starts[id as usize + 1] as usize]
+    }
+
+    /// Every id with its bytes, ascending, holes left out.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        (0..self.len() as u32).filter_map(|id| Some((id, self.get(id)?)))
+    }
+
+    /// Bytes to id; where two ids have the same bytes, the last one.
+    pub(super) fn ids(&self) -> FxHashMap<Box<[u8]>, u32> {
+        self.iter()
+            .map(|(id, token_bytes)| (token_bytes.into(), id))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_have_no_bytes() {
+        let vocab = Vocab::new(vec![(4, b"b".to_vec()), (1, b"a".to_vec())]).expect("valid");
+        assert_eq!(vocab.len(), 5);
+        let all: Vec<_> = vocab.iter().collect();
+        assert_eq!(all, [(1, &b"a"[..]), (4, &b"b"[..])]);
+        assert_eq!([vocab.get(0), vocab.get(3), vocab.get(9)], [None; 3]);
+    }
+
+    #[test]
+    fn bad_entries_are_refused() {
+        for entries in [
+            vec![(1, b"a".to_vec()), (1, b"b".to_vec())],
+            vec![(1, Vec::new())],
+            vec![(u32::MAX, b"a".to_vec())],
+        ] {
+            assert!(matches!(Vocab::new(entries), Err(Error::Argument(_))));
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Byte-level BPE at corpus scale, and the token files that language models train on.
+//!
+//! The way of a text through the crate, left to right; nothing on the left sees what is
+//! on its right:
+//!
+//! ```text
+//! error -> pretokenize, bpe::vocab -> bpe::{count, train, merge, cache}, token_file
+//!       -> bpe::tokenizer, files -> python
+//! ```
+//!
+//! - [`pretokenize`]: special tokens are cut out, the rest is split by a pattern. Where a
+//!   text may be divided without changing the result is decided here alone.
+//! - [`bpe`]: pretoken counts -> merges; pretokens -> ids. Knows no files of text.
+//! - [`token_file`]: ids -> shards, index and manifest, and back. Knows no BPE.
+//! - [`files`]: the whole-corpus jobs that join them: parallel, in order, bounded memory.
+//!
+//! Invariants: a result never depends on the number of threads or on where a text was
+//! divided; counts are u64; no input costs more than O(n log n); bad input is an
+//! [`Error`], never a panic.
+
+pub mod bpe;
+mod error;
+pub mod files;
+pub mod pretokenize;
+#[cfg(feature = "python")]
+mod python;
+pub mod token_file;
+
+pub use bpe::Tokenizer;
+pub use error::{Error, Result};
+
+/// Told what has been done of what there is to do, in a named phase ("count" in bytes,
+/// "merge" in merges, "encode" in bytes). An error it returns stops the work.
+pub type Progress<'p> = dyn FnMut(&str, u64, u64) -> Result<()> + 'p;

@@ -1,0 +1,267 @@
+//! Text -> pretokens: the pieces that byte-pair encoding never merges across.
+//!
+//! Special tokens are cut out first ([`SpecialTokens`]); each segment between them is
+//! split by a [`Pattern`]. No lookahead sees past a segment's end. [`safe_cut`] says
+//! where a text may be divided so that the parts give the same pretokens as the whole.
+
+mod regex;
+mod scalar;
+mod special;
+mod unicode;
+mod unicode_table;
+
+use crate::error::Result;
+pub use special::{Segment, SpecialTokens};
+pub use unicode::UNICODE_VERSION;
+
+use scalar::{Cl100kEnd, char_at};
+use unicode::Class;
+
+/// How segments are split into pretokens.
+#[derive(Clone, Debug)]
+pub enum Pattern {
+    /// GPT-2, GPT-3 (r50k, p50k). Source: Radford et al. 2019.
+    Gpt2,
+    /// GPT-4, as tiktoken ships it.
+    Cl100k,
+    /// GPT-4 in the spelling of 2023, which differs at the end of a segment.
+    Cl100k2023,
+    /// GPT-4o.
+    O200k,
+    /// Any other regular expression.
+    Regex(regex::RegexPattern),
+}
+
+const GPT2: &[&str] = &[
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+];
+const CL100K: &[&str] = &[
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+];
+const CL100K_2023: &[&str] = &[
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+];
+const O200K: &[&str] = &[
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+];
+
+impl Pattern {
+    /// The pattern of a name (`gpt2`, `cl100k`, `cl100k_2023`, `o200k`), or of a regular
+    /// expression; the published spelling of a named pattern is recognised as that name.
+    ///
+    /// # Errors
+    /// `Argument` where the expression does not compile.
+    pub fn new(pattern: &str) -> Result<Self> {
+        let is = |name: &str, spellings: &[&str]| pattern == name || spellings.contains(&pattern);
+        Ok(if is("gpt2", GPT2) {
+            Self::Gpt2
+        } else if is("cl100k", CL100K) {
+            Self::Cl100k
+        } else if is("cl100k_2023", CL100K_2023) {
+            Self::Cl100k2023
+        } else if is("o200k", O200K) {
+            Self::O200k
+        } else {
+            Self::Regex(regex::RegexPattern::new(pattern)?)
+        })
+    }
+
+    /// The name, or the regular expression itself.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Gpt2 => "gpt2",
+            Self::Cl100k => "cl100k",
+            Self::Cl100k2023 => "cl100k_2023",
+            Self::O200k => "o200k",
+            Self::Regex(regex) => regex.as_str(),
+        }
+    }
+
+    /// Calls `each` with every pretoken of one segment, in order; together they are the
+    /// segment.
+    ///
+    /// # Errors
+    /// `Argument` where a regular expression meets bytes that are not UTF-8 or gives up.
+    #[inline]
+    pub fn split<'t>(&self, segment: &'t [u8], each: impl FnMut(&'t [u8])) -> Result<()> {
+        match self {
+            Self::Gpt2 => scan(segment, scalar::gpt2, each),
+            Self::Cl100k => scan(
+                segment,
+                |t, at| scalar::cl100k(t, at, Cl100kEnd::Shipped),
+                each,
+            ),
+            Self::Cl100k2023 => {
+                scan(
+                    segment,
+                    |t, at| scalar::cl100k(t, at, Cl100kEnd::Spelling2023),
+                    each,
+                );
+            }
+            Self::O200k => scan(segment, scalar::o200k, each),
+            Self::Regex(regex) => return regex.split(segment, each),
+        }
+        Ok(())
+    }
+
+    /// Whether texts may be divided at [`safe_cut`] under this pattern. Nothing is known
+    /// of an unknown expression: its texts are divided at special tokens alone.
+    pub fn has_safe_cuts(&self) -> bool {
+        !matches!(self, Self::Regex(_))
+    }
+}
+
+#[inline]
+fn scan<'t>(
+    segment: &'t [u8],
+    end_of_pretoken: impl Fn(&[u8], usize) -> usize,
+    mut each: impl FnMut(&'t [u8]),
+) {
+    let mut at = 0;
+    while at < segment.len() {
+        let end = end_of_pretoken(segment, at);
+        each(&segment[at..end]);
+        at = end;
+    }
+}
+
+/// The last position in `low..text.len()` at which a named pattern is sure to begin a
+/// pretoken whatever follows the text, so that both sides may be split apart.
+///
+/// Such a position has a letter or digit before it and, after it, a character that is
+/// neither letter, digit, mark nor apostrophe: a run of letters or digits ends there
+/// under every named pattern (marks and apostrophes may continue a word in o200k), and
+/// no lookahead of the left side reaches the border.
+pub fn safe_cut(text: &[u8], low: usize) -> Option<usize> {
+    let mut at = text.len();
+    while at > low.max(1) {
+        at -= 1;
+        if text[at] & 0xC0 != 0x80 && is_safe_cut(text, at) {
+            return Some(at);
+        }
+    }
+    None
+}
+
+fn is_safe_cut(text: &[u8], at: usize) -> bool {
+    let Some(right) = char_at(text, at) else {
+        return false;
+    };
+    // A truncated or invalid character might become something else with more text.
+    let ends_run = right.valid && matches!(right.class, Class::Other | Class::Space);
+    if !ends_run || text[at] == b'\'' {
+        return false;
+    }
+    let Some(start) = (at.saturating_sub(4)..at)
+        .rev()
+        .find(|&i| text[i] & 0xC0 != 0x80)
+    else {
+        return false;
+    };
+    char_at(text, start).is_some_and(|left| {
+        let in_run = left.class.is_letter() || left.class == Class::Number;
+        left.valid && in_run && start + left.len == at
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn pieces(pattern: &str, text: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        let pattern = Pattern::new(pattern).expect("a known pattern");
+        pattern
+            .split(text.as_bytes(), |p| {
+                out.push(String::from_utf8_lossy(p).into_owned())
+            })
+            .expect("a named pattern cannot fail");
+        out
+    }
+
+    /// The published expressions, run by a general engine: the outside oracle.
+    fn engine_pieces(expression: &str, text: &str) -> Vec<String> {
+        let regex = fancy_regex::Regex::new(expression).expect("a valid expression");
+        regex
+            .find_iter(text)
+            .map(|m| m.expect("no limit is met").as_str().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn scanners_equal_their_expressions_on_short_strings() {
+        let alphabet = [
+            ' ', '\n', '\r', '\t', 'a', 'A', '1', '!', '\'', 's', 'ſ', 'é', '世', '\u{301}',
+            '\u{A0}', '/',
+        ];
+        let mut texts = vec![String::new()];
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            texts = texts
+                .iter()
+                .flat_map(|t| alphabet.iter().map(move |c| format!("{t}{c}")))
+                .collect();
+            all.extend(texts.iter().cloned());
+        }
+        for (name, spellings) in [
+            ("gpt2", GPT2),
+            ("cl100k", CL100K),
+            ("cl100k_2023", CL100K_2023),
+            ("o200k", O200K),
+        ] {
+            for spelling in spellings {
+                let regex = fancy_regex::Regex::new(spelling).expect("a valid expression");
+                for text in &all {
+                    let expected: Vec<String> = regex
+                        .find_iter(text)
+                        .map(|m| m.expect("no limit").as_str().to_owned())
+                        .collect();
+                    assert_eq!(
+                        pieces(name, text),
+                        expected,
+                        "{name} as {spelling} on {text:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scanners_equal_their_expressions_on_prose() {
+        let text = "Y'all'd've SEEN it—DIDN'T you? ΑΒΓαβγ 'S ſ'ſ\u{301}x  \n\n\t  12345 a/b//\n\r\n  日本語。\n字 end  ";
+        for (name, spellings) in [
+            ("gpt2", GPT2),
+            ("cl100k", CL100K),
+            ("cl100k_2023", CL100K_2023),
+            ("o200k", O200K),
+        ] {
+            for start in text.char_indices().map(|(i, _)| i) {
+                for spelling in spellings {
+                    assert_eq!(
+                        pieces(name, &text[start..]),
+                        engine_pieces(spelling, &text[start..])
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_at_a_safe_cut_equal_the_whole() {
+        let text = "It's 12 o'clock—日本語。Ünïcode\u{301}! 字\n\nand  so/on's  \n";
+        for name in ["gpt2", "cl100k", "cl100k_2023", "o200k"] {
+            let whole = pieces(name, text);
+            for end in text.char_indices().map(|(i, _)| i) {
+                if let Some(cut) = safe_cut(&text.as_bytes()[..end], 0) {
+                    let mut parts = pieces(name, &text[..cut]);
+                    parts.extend(pieces(name, &text[cut..]));
+                    assert_eq!(parts, whole, "{name} cut at {cut}");
+                }
+            }
+        }
+    }
+}

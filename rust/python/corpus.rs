@@ -1,0 +1,271 @@
+//! Whole-corpus jobs and the functions that need no tokenizer.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyIterator, PyString};
+
+use super::tokenizer::Tokenizer;
+use super::{run, text_of};
+use crate::bpe::{MergeBy, Parts, TieBreak, TrainOptions, Trained, train};
+use crate::files::{self, Block, FileBlocks, Invalid, Splitter, Unit, count_pretokens};
+use crate::pretokenize::{Pattern, SpecialTokens};
+use crate::token_file::{self, TokenFileOptions, TokenFileSummary, TokenizerRecord};
+use crate::{Error, Progress, Result};
+
+fn tie_break_of(name: &str) -> Result<TieBreak> {
+    Ok(match name {
+        "bytes" => TieBreak::Bytes,
+        "hf" => TieBreak::Hf,
+        "first_id" => TieBreak::FirstId,
+        _ => {
+            return Err(Error::Argument(format!(
+                "tie_break must be bytes, hf or first_id, got {name:?}"
+            )));
+        }
+    })
+}
+
+fn unit_of(name: &str) -> Result<Unit> {
+    Ok(match name {
+        "document" => Unit::Document,
+        "line" => Unit::Line,
+        _ => {
+            return Err(Error::Argument(format!(
+                "unit must be document or line, got {name:?}"
+            )));
+        }
+    })
+}
+
+fn invalid_of(name: &str) -> Result<Invalid> {
+    Ok(match name {
+        "strict" => Invalid::Strict,
+        "replace" => Invalid::Replace,
+        "raw" => Invalid::Raw,
+        _ => {
+            return Err(Error::Argument(format!(
+                "errors must be strict, replace or raw, got {name:?}"
+            )));
+        }
+    })
+}
+
+/// Texts of a Python iterable, a megabyte or so at a time.
+struct TextBlocks<'e> {
+    texts: Py<PyIterator>,
+    error: &'e mut Option<PyErr>,
+}
+
+impl Iterator for TextBlocks<'_> {
+    type Item = Result<Block>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let block = Python::attach(|py| {
+            let mut texts = Vec::new();
+            let mut size = 0;
+            let mut iterator = self.texts.bind(py).clone();
+            while size < 1 << 20 && texts.len() < 1 << 16 {
+                let Some(text) = iterator.next().transpose()? else {
+                    break;
+                };
+                let text = text.cast_into::<PyString>()?;
+                let text = text_of(&text)?.into_owned();
+                size += text.len();
+                texts.push(text);
+            }
+            Ok((!texts.is_empty()).then(|| Block::of_texts(texts.iter().map(String::as_str))))
+        });
+        block
+            .unwrap_or_else(|raised| {
+                *self.error = Some(raised);
+                Some(Block::of_texts([]))
+            })
+            .map(|block| {
+                if self.error.is_some() {
+                    Err(Error::Interrupted)
+                } else {
+                    Ok(block)
+                }
+            })
+    }
+}
+
+/// Trains on files (`paths`) or on `texts`, whichever is given.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub fn train_bpe(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    texts: Option<&Bound<'_, PyAny>>,
+    vocab_size: usize,
+    special_tokens: Vec<String>,
+    pattern: String,
+    tie_break: &str,
+    unit: &str,
+    errors: &str,
+    n_threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Tokenizer> {
+    let splitter = Splitter {
+        pattern: Pattern::new(&pattern)?,
+        specials: SpecialTokens::new(&special_tokens)?,
+        unit: unit_of(unit)?,
+    };
+    let invalid = invalid_of(errors)?;
+    let options = TrainOptions {
+        vocab_size,
+        special_tokens,
+        tie_break: tie_break_of(tie_break)?,
+    };
+    options.check()?;
+    let mut raised = None;
+    let texts = texts
+        .map(|texts| texts.try_iter().map(Bound::unbind))
+        .transpose()?;
+    let result = run(py, progress, |progress: &mut Progress| {
+        let counts = if let Some(texts) = texts {
+            let blocks = TextBlocks {
+                texts,
+                error: &mut raised,
+            };
+            count_pretokens(blocks, 0, &splitter, invalid, n_threads, progress)?
+        } else {
+            let blocks = FileBlocks::new(&paths, &splitter)?;
+            let total = blocks.total_bytes();
+            count_pretokens(blocks, total, &splitter, invalid, n_threads, progress)?
+        };
+        tokenizer_of(&train(counts.iter(), &options, progress)?, options, pattern)
+    });
+    match raised {
+        Some(raised) => Err(raised),
+        None => Ok(result?.into()),
+    }
+}
+
+fn tokenizer_of(
+    trained: &Trained,
+    options: TrainOptions,
+    pattern: String,
+) -> Result<crate::Tokenizer> {
+    let token = |id| trained.vocab.get(id).unwrap_or_default().to_vec();
+    crate::Tokenizer::new(Parts {
+        merges: trained
+            .merges
+            .iter()
+            .map(|m| (token(m.left), token(m.right)))
+            .collect(),
+        vocab: trained
+            .vocab
+            .iter()
+            .map(|(id, token_bytes)| (id, token_bytes.to_vec()))
+            .collect(),
+        special_tokens: options.special_tokens,
+        pattern,
+        merge_by: MergeBy::Merges,
+    })
+}
+
+fn summary_of<'py>(py: Python<'py>, summary: &TokenFileSummary) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    out.set_item("n_tokens", summary.n_tokens)?;
+    out.set_item("n_documents", summary.n_documents)?;
+    out.set_item("n_utf8_bytes", summary.n_utf8_bytes)?;
+    out.set_item("n_shards", summary.n_shards)?;
+    out.set_item("itemsize", summary.itemsize)?;
+    out.set_item("fingerprint", &summary.fingerprint)?;
+    Ok(out)
+}
+
+/// Encodes files into the token-file folder `out`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub fn encode_files<'py>(
+    py: Python<'py>,
+    tokenizer: &Bound<'py, Tokenizer>,
+    paths: Vec<PathBuf>,
+    out: PathBuf,
+    name: String,
+    dataset: String,
+    shard_tokens: u64,
+    end_of_text: Option<&str>,
+    errors: &str,
+    command: String,
+    n_threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let tokenizer = &tokenizer.get().0;
+    let invalid = invalid_of(errors)?;
+    let special_tokens: Vec<(String, u32)> = tokenizer
+        .special_tokens()
+        .map(|(text, id)| (text.to_owned(), id))
+        .collect();
+    let end_of_text = end_of_text
+        .map(|text| {
+            let found = special_tokens.iter().find(|(special, _)| special == text);
+            found.map(|(_, id)| *id).ok_or_else(|| {
+                Error::Argument(format!(
+                    "end_of_text must be a special token of the tokenizer, got {text:?}"
+                ))
+            })
+        })
+        .transpose()?;
+    let sources = paths.iter().map(|path| {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let size = path
+            .metadata()
+            .map_err(|error| Error::io(path, error))?
+            .len();
+        Ok((name, size))
+    });
+    let sources = sources.collect::<Result<Vec<_>>>()?;
+    let summary = run(py, progress, |progress: &mut Progress| {
+        let options = TokenFileOptions {
+            tokenizer: TokenizerRecord {
+                sha256: tokenizer.sha256(),
+                name,
+                vocab_size: tokenizer.vocab().len() as u32,
+                canonical_json: crate::bpe::formats::to_canonical_json(tokenizer),
+                special_tokens,
+                end_of_text,
+                token_byte_lengths: tokenizer.token_byte_lengths(),
+            },
+            dataset,
+            shard_tokens,
+            sources,
+            command,
+        };
+        files::encode_files(
+            tokenizer, &paths, &out, options, invalid, n_threads, progress,
+        )
+    })?;
+    summary_of(py, &summary)
+}
+
+/// Reads a token-file folder or shard whole and checks everything.
+#[pyfunction]
+pub fn verify_token_file(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
+    let summary = py.detach(|| token_file::verify(&path))?;
+    summary_of(py, &summary)
+}
+
+/// Position `index` of epoch `epoch` under `seed`: a permutation of `0..n`.
+#[pyfunction]
+pub fn permute(n: u64, seed: u64, epoch: u64, index: u64) -> PyResult<u64> {
+    if index >= n {
+        return Err(Error::Argument(format!("index must be below n = {n}, got {index}")).into());
+    }
+    Ok(token_file::permute(n, seed, epoch, index))
+}
+
+/// The pretokens of a text without special tokens.
+#[pyfunction]
+pub fn pretokenize(text: &Bound<'_, PyString>, pattern: &str) -> PyResult<Vec<String>> {
+    let text = text_of(text)?;
+    let pretokens = files::pretokens(pattern, &text)?;
+    Ok(pretokens.into_iter().map(str::to_owned).collect())
+}

@@ -1,0 +1,389 @@
+//! `Tokenizer` and what reads and writes text through it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyDict, PyIterator, PyList, PyString};
+
+use super::text_of;
+use crate::bpe::formats::{self, Format};
+use crate::bpe::{MergeBy, Parts};
+use crate::files::{StreamEncoder, encode_batch};
+
+/// Byte-level BPE: the core of `rslm.Tokenizer`.
+#[pyclass(frozen, module = "rslm._rslm")]
+pub struct Tokenizer(pub(super) Arc<crate::Tokenizer>);
+
+impl From<crate::Tokenizer> for Tokenizer {
+    fn from(tokenizer: crate::Tokenizer) -> Self {
+        Self(Arc::new(tokenizer))
+    }
+}
+
+/// Token ids from a `NumPy` array or any sequence of integers.
+fn ids_of(token_ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    if let Ok(array) = token_ids.cast::<PyArray1<u32>>() {
+        return Ok(array.to_vec()?);
+    }
+    if let Ok(array) = token_ids.cast::<PyArray1<u16>>() {
+        return Ok(array.to_vec()?.into_iter().map(u32::from).collect());
+    }
+    let listed;
+    let token_ids = if token_ids.hasattr("tolist")? {
+        listed = token_ids.call_method0("tolist")?;
+        &listed
+    } else {
+        token_ids
+    };
+    let mut out = Vec::with_capacity(token_ids.len().unwrap_or(0));
+    for token_id in token_ids.try_iter()? {
+        let token_id = token_id?;
+        out.push(token_id.extract().map_err(|error: PyErr| {
+            if error.is_instance_of::<PyTypeError>(token_id.py()) {
+                return error;
+            }
+            PyValueError::new_err(format!(
+                "token ids must be from 0 to 4294967295, got {token_id}"
+            ))
+        })?);
+    }
+    Ok(out)
+}
+
+#[pymethods]
+impl Tokenizer {
+    #[new]
+    fn new(
+        vocab: &Bound<'_, PyDict>,
+        merges: Vec<(PyBackedBytes, PyBackedBytes)>,
+        special_tokens: Vec<String>,
+        pattern: String,
+    ) -> PyResult<Self> {
+        let mut entries = Vec::with_capacity(vocab.len());
+        for (id, token_bytes) in vocab {
+            let id: u32 = id.extract().map_err(|_| {
+                PyValueError::new_err(format!(
+                    "vocab must map whole numbers from 0 to bytes, got the key {id}"
+                ))
+            })?;
+            entries.push((id, token_bytes.cast::<PyBytes>()?.as_bytes().to_vec()));
+        }
+        let merges = merges
+            .iter()
+            .map(|(left, right)| (left.to_vec(), right.to_vec()))
+            .collect();
+        let merge_by = MergeBy::Merges;
+        let parts = Parts {
+            vocab: entries,
+            merges,
+            special_tokens,
+            pattern,
+            merge_by,
+        };
+        Ok(crate::Tokenizer::new(parts)?.into())
+    }
+
+    #[staticmethod]
+    fn load(
+        py: Python<'_>,
+        path: PathBuf,
+        format: Option<&str>,
+        pattern: Option<&str>,
+        special_tokens: Vec<String>,
+    ) -> PyResult<Self> {
+        let format = format.map(Format::new).transpose()?;
+        let tokenizer = py.detach(|| formats::load(&path, format, pattern, &special_tokens))?;
+        Ok(tokenizer.into())
+    }
+
+    #[staticmethod]
+    fn load_gpt2(
+        py: Python<'_>,
+        vocab_path: PathBuf,
+        merges_path: PathBuf,
+        special_tokens: Vec<String>,
+        pattern: &str,
+    ) -> PyResult<Self> {
+        let load = || formats::load_gpt2(&vocab_path, &merges_path, &special_tokens, pattern);
+        Ok(py.detach(load)?.into())
+    }
+
+    #[staticmethod]
+    fn from_json(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
+        Ok(py.detach(|| formats::from_canonical_json(data))?.into())
+    }
+
+    fn to_json<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &formats::to_canonical_json(&self.0))
+    }
+
+    fn sha256<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.sha256())
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.0.vocab().len()
+    }
+
+    #[getter]
+    fn pattern(&self) -> &str {
+        self.0.pattern().as_str()
+    }
+
+    #[getter]
+    fn vocab<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let vocab = PyDict::new(py);
+        for (id, token_bytes) in self.0.vocab().iter() {
+            vocab.set_item(id, PyBytes::new(py, token_bytes))?;
+        }
+        Ok(vocab)
+    }
+
+    #[getter]
+    fn merges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let vocab = self.0.vocab();
+        let token = |id| PyBytes::new(py, vocab.get(id).unwrap_or_default());
+        PyList::new(
+            py,
+            self.0
+                .merges()
+                .iter()
+                .map(|m| (token(m.left), token(m.right))),
+        )
+    }
+
+    #[getter]
+    fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let specials = PyDict::new(py);
+        for (text, id) in self.0.special_tokens() {
+            specials.set_item(text, id)?;
+        }
+        Ok(specials)
+    }
+
+    fn token_byte_lengths<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
+        self.0.token_byte_lengths().into_pyarray(py)
+    }
+
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.encoded(py, text)?)
+    }
+
+    fn encode_ordinary<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let text = text_of(text)?;
+        let mut out = Vec::new();
+        py.detach(|| self.0.encode_ordinary_into(text.as_bytes(), &mut out))?;
+        PyList::new(py, out)
+    }
+
+    fn encode_allowing<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        allowed: Vec<String>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let text = text_of(text)?;
+        let mut out = Vec::new();
+        let is_allowed = |special: &str| allowed.iter().any(|other| other == special);
+        py.detach(|| {
+            self.0
+                .encode_allowing(text.as_bytes(), is_allowed, &mut out)
+        })?;
+        PyList::new(py, out)
+    }
+
+    fn count(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<usize> {
+        Ok(self.encoded(py, text)?.len())
+    }
+
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        n_threads: Option<usize>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<i64>>)> {
+        let strings: Vec<Bound<'_, PyString>> = texts
+            .try_iter()?
+            .map(|text| Ok(text?.cast_into::<PyString>()?))
+            .collect::<PyResult<_>>()?;
+        let texts = strings.iter().map(text_of).collect::<PyResult<Vec<_>>>()?;
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let (token_ids, ends) = py.detach(|| encode_batch(&self.0, &texts, n_threads))?;
+        let mut offsets = vec![0; ends.len() + 1];
+        for (offset, end) in offsets[1..].iter_mut().zip(ends) {
+            *offset = end.cast_signed() as i64;
+        }
+        let token_ids = if self.0.vocab().len() <= 1 << 16 {
+            let narrow: Vec<u16> = token_ids.into_iter().map(|id| id as u16).collect();
+            narrow.into_pyarray(py).into_any()
+        } else {
+            token_ids.into_pyarray(py).into_any()
+        };
+        Ok((token_ids, offsets.into_pyarray(py)))
+    }
+
+    fn encode_iterable(&self, texts: &Bound<'_, PyAny>) -> PyResult<EncodeIterator> {
+        Ok(EncodeIterator {
+            tokenizer: Arc::clone(&self.0),
+            texts: texts.try_iter()?.unbind(),
+            state: Mutex::new(IteratorState {
+                stream: Some(StreamEncoder::new(&self.0)),
+                ready: Vec::new(),
+                next: 0,
+            }),
+        })
+    }
+
+    fn decode_bytes<'py>(
+        &self,
+        py: Python<'py>,
+        token_ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let token_ids = ids_of(token_ids)?;
+        let mut out = Vec::with_capacity(token_ids.len() * 4);
+        py.detach(|| self.0.decode_into(&token_ids, &mut out))?;
+        Ok(PyBytes::new(py, &out))
+    }
+
+    fn token_to_id(&self, token_bytes: &[u8]) -> Option<u32> {
+        self.0.id_of(token_bytes)
+    }
+}
+
+impl Tokenizer {
+    fn encoded(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
+        let text = text_of(text)?;
+        let mut out = Vec::with_capacity(text.len() / 4 + 4);
+        // Leaving the interpreter costs more than encoding a short text.
+        if text.len() < 1024 {
+            self.0.encode_into(text.as_bytes(), &mut out)?;
+        } else {
+            py.detach(|| self.0.encode_into(text.as_bytes(), &mut out))?;
+        }
+        Ok(out)
+    }
+}
+
+struct IteratorState {
+    /// `None` once the text has ended.
+    stream: Option<StreamEncoder>,
+    ready: Vec<u32>,
+    next: usize,
+}
+
+/// The ids of a text that comes in pieces; see `rslm.Tokenizer.encode_iterable`.
+#[pyclass(frozen, module = "rslm._rslm")]
+pub struct EncodeIterator {
+    tokenizer: Arc<crate::Tokenizer>,
+    texts: Py<PyIterator>,
+    state: Mutex<IteratorState>,
+}
+
+#[pymethods]
+impl EncodeIterator {
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<u32>> {
+        loop {
+            {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(&id) = state.ready.get(state.next) {
+                    state.next += 1;
+                    return Ok(Some(id));
+                }
+                if state.stream.is_none() {
+                    return Ok(None);
+                }
+            }
+            // The source is asked outside the lock: it may be slow, or this very iterator.
+            let text = self.texts.bind(py).clone().next().transpose()?;
+            let text = text.map(Bound::cast_into::<PyString>).transpose()?;
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let IteratorState {
+                stream,
+                ready,
+                next,
+            } = &mut *state;
+            ready.clear();
+            *next = 0;
+            let Some(encoder) = stream.as_mut() else {
+                return Ok(None);
+            };
+            if let Some(text) = text {
+                encoder.push(&self.tokenizer, &text_of(&text)?, ready)?;
+            } else {
+                encoder.finish(&self.tokenizer, ready)?;
+                *stream = None;
+            }
+        }
+    }
+}
+
+/// Decodes ids one at a time and never shows half a character.
+///
+/// `add` returns the text that the new id completes, `finish` what is left. Joined, the
+/// pieces are `decode` of all ids with `errors="replace"`.
+#[pyclass(frozen, module = "rslm._rslm")]
+pub struct StreamDecoder {
+    tokenizer: Arc<crate::Tokenizer>,
+    pending: Mutex<Vec<u8>>,
+}
+
+#[pymethods]
+impl StreamDecoder {
+    #[new]
+    fn new(tokenizer: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let core = tokenizer
+            .getattr("_core")
+            .unwrap_or_else(|_| tokenizer.clone());
+        let tokenizer = Arc::clone(&core.cast::<Tokenizer>()?.get().0);
+        Ok(Self {
+            tokenizer,
+            pending: Mutex::default(),
+        })
+    }
+
+    /// The text that this id completes: perhaps none, never half a character.
+    fn add(&self, token_id: i64) -> PyResult<String> {
+        let id = u32::try_from(token_id).unwrap_or(u32::MAX);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tokenizer.decode_into(&[id], &mut pending)?;
+        let keep = pending.len() - incomplete_tail(&pending);
+        let text = String::from_utf8_lossy(&pending[..keep]).into_owned();
+        pending.drain(..keep);
+        Ok(text)
+    }
+
+    /// What is left, with U+FFFD for a character that never became whole.
+    fn finish(&self) -> String {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&std::mem::take(&mut *pending)).into_owned()
+    }
+}
+
+/// Bytes at the end that begin a character and may yet become one: at most three.
+fn incomplete_tail(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Err(error) = std::str::from_utf8(rest) {
+        match error.error_len() {
+            Some(invalid) => rest = &rest[error.valid_up_to() + invalid..],
+            None => return rest.len() - error.valid_up_to(),
+        }
+    }
+    0
+}

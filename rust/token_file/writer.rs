@@ -1,0 +1,541 @@
+//! Token ids into shards: in one pass, in bounded memory, complete or absent.
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::folder::LockedFolder;
+use super::header::NAME_BYTES;
+use super::manifest::{Manifest, ManifestTokenizer};
+use super::shard::ShardWriter;
+use super::{
+    MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, TokenFileOptions, TokenFileSummary, TokenizerRecord,
+    hex, itemsize_for,
+};
+use crate::error::{Error, Result};
+
+/// Keeps the manifest, in which the tokenizer is quoted once, below its own limit.
+const MAX_TOKENIZER_BYTES: usize = MAX_MANIFEST_BYTES as usize / 4;
+
+/// Writes a stream of token ids as a token file.
+///
+/// Memory: one block of 4 MiB, whatever the length of the stream. Dropping a writer that
+/// was not finished removes everything it wrote.
+#[derive(Debug)]
+pub struct TokenFileWriter {
+    folder: LockedFolder,
+    manifest: Manifest,
+    token_byte_lengths: Vec<u32>,
+    shard_tokens: u64,
+    max_tokens: u64,
+    shard: Option<ShardWriter>,
+    failed: bool,
+}
+
+impl TokenFileWriter {
+    /// Opens a new token file in the folder `out`, which is made if it is missing.
+    ///
+    /// What a killed writer left there is removed first.
+    ///
+    /// # Errors
+    ///
+    /// If the folder holds anything else, if another writer is at work in it, or if an
+    /// option is out of range.
+    pub fn create(out: &Path, options: TokenFileOptions) -> Result<Self> {
+        Self::create_with_limit(out, options, MAX_PAYLOAD_BYTES)
+    }
+
+    fn create_with_limit(out: &Path, options: TokenFileOptions, max_bytes: u64) -> Result<Self> {
+        let max_tokens = max_bytes / u64::from(itemsize_for(options.tokenizer.vocab_size));
+        check_options(&options, max_tokens)?;
+        let tokenizer = options.tokenizer;
+        let json = String::from_utf8(tokenizer.canonical_json)
+            .map_err(|_| Error::Argument("canonical_json must be UTF-8".to_owned()))?;
+        let manifest = Manifest {
+            command: options.command,
+            dataset: options.dataset,
+            n_split_documents: 0,
+            rslm_version: env!("CARGO_PKG_VERSION").to_owned(),
+            shards: Vec::new(),
+            sources: options.sources,
+            tokenizer: ManifestTokenizer {
+                end_of_text: tokenizer.end_of_text,
+                json,
+                name: tokenizer.name,
+                sha256: tokenizer.sha256,
+                special_tokens: tokenizer.special_tokens,
+                vocab_size: tokenizer.vocab_size,
+            },
+        };
+        Ok(Self {
+            folder: LockedFolder::open(out)?,
+            manifest,
+            token_byte_lengths: tokenizer.token_byte_lengths,
+            shard_tokens: options.shard_tokens,
+            max_tokens,
+            shard: None,
+            failed: false,
+        })
+    }
+
+    /// Appends `token_ids`; a document ends at each of `document_ends`.
+    ///
+    /// The ends are offsets into `token_ids`, ascending, each behind at least one token of
+    /// its document; 0 ends the document that the call before left open. Tokens behind the
+    /// last end begin or continue a document that the next call goes on with.
+    ///
+    /// # Errors
+    ///
+    /// If an id is not below the vocabulary size or an end is out of order (nothing is
+    /// written then), or if the system refuses to write. A writer that failed stays failed.
+    pub fn write(&mut self, token_ids: &[u32], document_ends: &[usize]) -> Result<()> {
+        self.check_usable()?;
+        // Stays set if any of the following returns early.
+        self.failed = true;
+        self.check_ids(token_ids)?;
+        self.check_ends(document_ends, token_ids.len())?;
+        let mut start = 0;
+        for &end in document_ends {
+            self.append(&token_ids[start..end])?;
+            self.end_document()?;
+            start = end;
+        }
+        self.append(&token_ids[start..])?;
+        self.failed = false;
+        Ok(())
+    }
+
+    /// Ends an open document, writes the manifest and returns the totals.
+    pub fn finish(mut self) -> Result<TokenFileSummary> {
+        self.check_usable()?;
+        self.close_shard()?;
+        self.folder.complete(&self.manifest.encode())?;
+        Ok(self.manifest.summary())
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        if self.failed {
+            let reason = "a token file writer must not be used after it failed";
+            return Err(Error::Argument(reason.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn check_ids(&self, token_ids: &[u32]) -> Result<()> {
+        let vocab_size = self.manifest.tokenizer.vocab_size;
+        // The maximum vectorises; the position is looked up only to report it.
+        if token_ids
+            .iter()
+            .copied()
+            .max()
+            .is_none_or(|id| id < vocab_size)
+        {
+            return Ok(());
+        }
+        let at = token_ids
+            .iter()
+            .position(|&id| id >= vocab_size)
+            .unwrap_or_default();
+        Err(Error::UnknownToken(format!(
+            "token_ids must be below vocab_size {vocab_size}, got {} at position {at}",
+            token_ids[at]
+        )))
+    }
+
+    fn check_ends(&self, document_ends: &[usize], n_tokens: usize) -> Result<()> {
+        let open = self.shard.as_ref().is_some_and(ShardWriter::document_open);
+        let mut least = usize::from(!open);
+        for &end in document_ends {
+            if end < least || end > n_tokens {
+                return Err(Error::Argument(format!(
+                    "document_ends must ascend from {least} to at most {n_tokens}, got {end}"
+                )));
+            }
+            least = end + 1;
+        }
+        Ok(())
+    }
+
+    /// Appends tokens of one document, going on in the next shard where one is full.
+    fn append(&mut self, mut token_ids: &[u32]) -> Result<()> {
+        while !token_ids.is_empty() {
+            let mut shard = match self.shard.take() {
+                Some(shard) => shard,
+                None => self.new_shard()?,
+            };
+            let room = self.max_tokens.saturating_sub(shard.n_tokens()) as usize;
+            let (now, later) = token_ids.split_at(token_ids.len().min(room));
+            shard.append(now, &self.token_byte_lengths)?;
+            self.shard = Some(shard);
+            if !later.is_empty() {
+                self.manifest.n_split_documents += 1;
+                self.close_shard()?;
+            }
+            token_ids = later;
+        }
+        Ok(())
+    }
+
+    fn end_document(&mut self) -> Result<()> {
+        if let Some(shard) = &mut self.shard {
+            shard.end_document();
+            if shard.n_tokens() >= self.shard_tokens {
+                self.close_shard()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn new_shard(&self) -> Result<ShardWriter> {
+        let index = self.manifest.shards.len();
+        ShardWriter::create(self.folder.path(), index, self.manifest.itemsize())
+    }
+
+    /// Brings the open shard, if there is one, to the disk under its name.
+    fn close_shard(&mut self) -> Result<()> {
+        let Some(shard) = self.shard.take() else {
+            return Ok(());
+        };
+        let (record, payload) = shard.close_index()?;
+        self.manifest.shards.push(record);
+        let header = self
+            .manifest
+            .shard_header(self.manifest.shards.len() - 1)
+            .encode();
+        payload.commit(&header)?;
+        self.folder.sync()
+    }
+}
+
+fn check_options(options: &TokenFileOptions, max_tokens: u64) -> Result<()> {
+    let tokenizer = &options.tokenizer;
+    check_name("tokenizer name", &tokenizer.name)?;
+    check_name("dataset", &options.dataset)?;
+    check_tokenizer(tokenizer)?;
+    if !(1..=max_tokens).contains(&options.shard_tokens) {
+        return Err(Error::Argument(format!(
+            "shard_tokens must be between 1 and {max_tokens}, got {}",
+            options.shard_tokens
+        )));
+    }
+    Ok(())
+}
+
+fn check_tokenizer(tokenizer: &TokenizerRecord) -> Result<()> {
+    let vocab_size = tokenizer.vocab_size;
+    let problem = if vocab_size > i32::MAX as u32 {
+        format!("vocab_size must be below 2^31, got {vocab_size}")
+    } else if tokenizer.token_byte_lengths.len() != vocab_size as usize {
+        let found = tokenizer.token_byte_lengths.len();
+        format!("token_byte_lengths must have vocab_size = {vocab_size} entries, got {found}")
+    } else if tokenizer.end_of_text.is_some_and(|id| id >= vocab_size) {
+        format!("end_of_text must be below vocab_size {vocab_size}")
+    } else if tokenizer.canonical_json.len() > MAX_TOKENIZER_BYTES {
+        let found = tokenizer.canonical_json.len();
+        format!("canonical_json must have at most {MAX_TOKENIZER_BYTES} bytes, got {found}")
+    } else if Sha256::digest(&tokenizer.canonical_json)[..] != tokenizer.sha256 {
+        let found = hex(&tokenizer.sha256);
+        format!("the tokenizer's sha256 must be that of its canonical_json, got {found}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Argument(problem))
+}
+
+fn check_name(what: &str, name: &str) -> Result<()> {
+    if name.len() > NAME_BYTES || name.contains('\0') {
+        return Err(Error::Argument(format!(
+            "{what} must have at most {NAME_BYTES} bytes of UTF-8 and no NUL, got {name:?}"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use std::fs;
+
+    use super::super::testing::{Folder, documents, names, options};
+    use super::super::verify;
+    use super::*;
+
+    /// The stream of some documents and where they end in it.
+    fn stream(documents: &[Vec<u32>]) -> (Vec<u32>, Vec<usize>) {
+        let ends = documents.iter().scan(0, |end, document| {
+            *end += document.len();
+            Some(*end)
+        });
+        (documents.concat(), ends.collect())
+    }
+
+    fn write_all(out: &Path, options: TokenFileOptions, limit: u64) -> TokenFileSummary {
+        let (ids, ends) = stream(&documents(options.tokenizer.vocab_size));
+        let mut writer = TokenFileWriter::create_with_limit(out, options, limit).unwrap();
+        writer.write(&ids, &ends).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    /// The golden files were written by `token_file.py`, whose version line they have.
+    #[test]
+    fn writer_rewrites_the_golden_files_byte_for_byte() {
+        for (vocab_size, name) in [(300, "token_file_u16"), (70_000, "token_file_u32")] {
+            let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/fixtures")
+                .join(name);
+            let folder = Folder::new(name);
+            let (ids, ends) = stream(&documents(vocab_size));
+            let mut writer = TokenFileWriter::create(folder.path(), options(vocab_size)).unwrap();
+            "golden".clone_into(&mut writer.manifest.rslm_version);
+            writer.write(&ids, &ends).unwrap();
+            assert_eq!(writer.finish().unwrap(), verify(&golden).unwrap());
+            let files = names(&golden);
+            assert_eq!(names(folder.path()), files);
+            for file in files {
+                let [ours, theirs] =
+                    [folder.path(), &golden].map(|place| fs::read(place.join(&file)).unwrap());
+                assert!(ours == theirs, "{name}/{file} differs");
+            }
+        }
+    }
+
+    #[test]
+    fn writer_gives_the_same_files_for_any_pieces() {
+        let whole = Folder::new("pieces_whole");
+        write_all(whole.path(), options(300), 64);
+        for size in [1, 2, 7, 16] {
+            let pieces = Folder::new(&format!("pieces_{size}"));
+            let (ids, ends) = stream(&documents(300));
+            let mut writer =
+                TokenFileWriter::create_with_limit(pieces.path(), options(300), 64).unwrap();
+            for (start, piece) in (0..).step_by(size).zip(ids.chunks(size)) {
+                let inside = |end: &&usize| start < **end && **end <= start + piece.len();
+                let ends: Vec<_> = ends.iter().filter(inside).map(|end| end - start).collect();
+                writer.write(piece, &ends).unwrap();
+            }
+            writer.finish().unwrap();
+            for file in names(whole.path()) {
+                let [a, b] = [&whole, &pieces].map(|f| fs::read(f.path().join(&file)).unwrap());
+                assert!(a == b, "{file} differs for pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn shard_closes_at_the_first_document_end_past_its_size() {
+        let folder = Folder::new("shard_sizes");
+        let mut writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
+        let (ids, ends) = stream(&documents(300));
+        writer.write(&ids, &ends).unwrap();
+        let sizes: Vec<_> = writer
+            .manifest
+            .shards
+            .iter()
+            .map(|shard| shard.n_tokens)
+            .collect();
+        // Lengths 3 1 9 5 | 12 2 8 | with 16 tokens a shard.
+        assert_eq!(sizes, [18, 22]);
+        assert_eq!(writer.finish().unwrap().n_shards, 2);
+    }
+
+    #[test]
+    fn document_longer_than_the_limit_goes_on_in_the_next_shard() {
+        let folder = Folder::new("split");
+        let mut options = options(300);
+        options.shard_tokens = 4;
+        // 10 bytes are 5 tokens of 2 bytes.
+        let mut writer = TokenFileWriter::create_with_limit(folder.path(), options, 10).unwrap();
+        writer.write(&[1; 12], &[12]).unwrap();
+        writer.write(&[2; 5], &[5]).unwrap();
+        let sizes: Vec<_> = writer
+            .manifest
+            .shards
+            .iter()
+            .map(|shard| shard.n_tokens)
+            .collect();
+        // The last piece of the long document leaves room, so the next document joins it.
+        assert_eq!(sizes, [5, 5, 5]);
+        assert_eq!(writer.manifest.n_split_documents, 3);
+        let summary = writer.finish().unwrap();
+        assert_eq!(
+            (summary.n_tokens, summary.n_documents, summary.n_shards),
+            (17, 5, 4)
+        );
+        assert_eq!(verify(folder.path()).unwrap(), summary);
+    }
+
+    #[test]
+    fn document_that_exactly_fills_a_shard_is_not_split() {
+        let folder = Folder::new("exact");
+        let mut options = options(300);
+        options.shard_tokens = 5;
+        let mut writer = TokenFileWriter::create_with_limit(folder.path(), options, 10).unwrap();
+        writer.write(&[1; 5], &[]).unwrap();
+        writer.write(&[2; 5], &[0, 5]).unwrap();
+        assert_eq!(writer.manifest.n_split_documents, 0);
+        assert_eq!(writer.finish().unwrap().n_documents, 2);
+    }
+
+    #[test]
+    fn finish_closes_an_open_document() {
+        let folder = Folder::new("open");
+        let mut writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
+        writer.write(&[5, 6, 0, 7], &[3]).unwrap();
+        let summary = writer.finish().unwrap();
+        assert_eq!(
+            (summary.n_tokens, summary.n_documents, summary.n_utf8_bytes),
+            (4, 2, 6)
+        );
+        assert_eq!(verify(folder.path()).unwrap(), summary);
+    }
+
+    #[test]
+    fn payload_may_be_empty_or_longer_than_a_block() {
+        let folder = Folder::new("empty");
+        let writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
+        let summary = writer.finish().unwrap();
+        assert_eq!((summary.n_tokens, summary.n_shards), (0, 0));
+        assert_eq!(verify(folder.path()).unwrap(), summary);
+
+        for vocab_size in [300, 70_000] {
+            let folder = Folder::new(&format!("blocks_{vocab_size}"));
+            let mut writer = TokenFileWriter::create(folder.path(), options(vocab_size)).unwrap();
+            let ids: Vec<u32> = (0..2_200_000).map(|i| i % vocab_size).collect();
+            writer.write(&ids, &[1_234_567]).unwrap();
+            let summary = writer.finish().unwrap();
+            assert_eq!(summary.n_tokens, 2_200_000);
+            assert_eq!(verify(folder.path()).unwrap(), summary);
+        }
+    }
+
+    #[test]
+    fn unknown_ids_and_bad_ends_are_refused_and_leave_nothing() {
+        let cases: [(&[u32], &[usize], &str); 4] = [
+            (
+                &[1, 300],
+                &[],
+                "token_ids must be below vocab_size 300, got 300 at position 1",
+            ),
+            (
+                &[1, 2],
+                &[3],
+                "document_ends must ascend from 1 to at most 2, got 3",
+            ),
+            (
+                &[1, 2],
+                &[0],
+                "document_ends must ascend from 1 to at most 2, got 0",
+            ),
+            (
+                &[1, 2],
+                &[1, 1],
+                "document_ends must ascend from 2 to at most 2, got 1",
+            ),
+        ];
+        for (ids, ends, expected) in cases {
+            let folder = Folder::new("refused");
+            let mut writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
+            writer.write(&[1, 2, 0], &[3]).unwrap();
+            assert_eq!(message(writer.write(ids, ends)), expected);
+            assert!(message(writer.write(&[1], &[1])).contains("after it failed"));
+            assert!(message(writer.finish()).contains("after it failed"));
+            assert!(!folder.path().exists());
+        }
+    }
+
+    #[test]
+    fn id_65536_is_wide_and_never_wrapped() {
+        for (vocab_size, itemsize) in [(1 << 16, 2), ((1 << 16) + 1, 4)] {
+            let folder = Folder::new(&format!("width_{itemsize}"));
+            let mut writer = TokenFileWriter::create(folder.path(), options(vocab_size)).unwrap();
+            writer.write(&[vocab_size - 1], &[1]).unwrap();
+            assert_eq!(writer.finish().unwrap().itemsize, itemsize);
+        }
+    }
+
+    #[test]
+    fn killed_writer_leaves_no_manifest_and_is_cleared_by_the_next() {
+        let folder = Folder::new("killed");
+        let (ids, ends) = stream(&documents(300));
+        let mut writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
+        writer.write(&ids[..20], &ends[..4]).unwrap();
+        // A kill runs no destructor and gives up the lock.
+        writer.folder.unlock();
+        std::mem::forget(writer);
+        let left = names(folder.path());
+        assert!(left.contains(&"shard_00000.bin".to_owned()));
+        assert!(left.contains(&"shard_00001.bin.tmp".to_owned()));
+        assert!(message(verify(folder.path())).contains("manifest.json is missing"));
+
+        let summary = write_all(folder.path(), options(300), MAX_PAYLOAD_BYTES);
+        assert_eq!(verify(folder.path()).unwrap(), summary);
+        assert_eq!(names(folder.path()).len(), 5);
+    }
+
+    #[test]
+    fn second_writer_is_refused() {
+        let folder = Folder::new("second");
+        let first = TokenFileWriter::create(folder.path(), options(300)).unwrap();
+        let second = TokenFileWriter::create(folder.path(), options(300));
+        assert!(message(second).contains("another writer is at work"));
+        drop(first);
+        assert!(!folder.path().exists());
+    }
+
+    #[test]
+    fn foreign_and_complete_folders_are_refused_untouched() {
+        let folder = Folder::new("foreign");
+        fs::create_dir_all(folder.path()).unwrap();
+        let file = folder.path().join("shard_00000.bin");
+        fs::write(&file, "precious").unwrap();
+        let refused = TokenFileWriter::create(folder.path(), options(300));
+        assert!(message(refused).ends_with("holds shard_00000.bin"));
+        assert_eq!(fs::read(&file).unwrap(), b"precious");
+
+        fs::remove_file(&file).unwrap();
+        let summary = write_all(folder.path(), options(300), MAX_PAYLOAD_BYTES);
+        let refused = TokenFileWriter::create(folder.path(), options(300));
+        assert!(message(refused).ends_with("holds a complete token file"));
+        assert_eq!(verify(folder.path()).unwrap(), summary);
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused() {
+        type Change = fn(&mut TokenFileOptions);
+        let cases: [(Change, &str); 6] = [
+            (
+                |o| o.shard_tokens = 0,
+                "shard_tokens must be between 1 and 536870912, got 0",
+            ),
+            (|o| o.shard_tokens = (1 << 29) + 1, "got 536870913"),
+            (
+                |o| o.dataset = "é".repeat(33),
+                "dataset must have at most 64 bytes",
+            ),
+            (
+                |o| o.tokenizer.token_byte_lengths = vec![],
+                "must have vocab_size = 300 entries",
+            ),
+            (
+                |o| o.tokenizer.end_of_text = Some(300),
+                "end_of_text must be below",
+            ),
+            (
+                |o| o.tokenizer.sha256 = [0; 32],
+                "must be that of its canonical_json",
+            ),
+        ];
+        for (change, expected) in cases {
+            let folder = Folder::new("options");
+            let mut options = options(300);
+            change(&mut options);
+            let message = message(TokenFileWriter::create(folder.path(), options));
+            assert!(message.contains(expected), "{message}");
+            assert!(!folder.path().exists());
+        }
+    }
+}

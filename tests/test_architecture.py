@@ -1,0 +1,122 @@
+import pytest
+
+from rslm.architecture import (
+    TransformerConfig,
+    default_d_ff,
+    forward_flops,
+    forward_flops_by_part,
+    n_body_parameters,
+    n_non_embedding_parameters,
+    n_parameters,
+    train_flops_per_token,
+)
+
+
+def config(vocab_size: int, d_model: int, n_layers: int, n_heads: int, d_ff: int | None = None):
+    return TransformerConfig(
+        vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=d_ff
+    )
+
+
+SMALL = config(50257, 768, 12, 12)
+MEDIUM = config(50257, 1024, 24, 16)
+LARGE = config(50257, 1280, 36, 20)
+XL = config(50257, 1600, 48, 25)
+XL_WIDE = config(50257, 1600, 48, 25, d_ff=6400)
+TINYSTORIES = config(10_000, 512, 4, 16)
+OPENWEBTEXT = config(32_000, 512, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parameters"),
+    [
+        (SMALL, 162_148_608),
+        (MEDIUM, 406_539_264),
+        (LARGE, 833_591_040),
+        (XL, 1_640_452_800),
+        (XL_WIDE, 2_127_057_600),
+        (TINYSTORIES, 22_696_448),
+        (OPENWEBTEXT, 45_224_448),
+    ],
+)
+def test_n_parameters_equals_golden_table(sizes: TransformerConfig, parameters: int):
+    assert n_parameters(sizes) == parameters
+
+
+def test_n_parameters_is_reported_three_ways():
+    assert n_parameters(TINYSTORIES) == 22_696_448
+    assert n_non_embedding_parameters(TINYSTORIES) == 17_576_448
+    assert n_body_parameters(TINYSTORIES) == 12_456_448
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sequence_length", "flops", "percentages"),
+    [
+        (SMALL, 1024, 2.9165e11, (19.9, 13.3, 39.8, 27.1)),
+        (MEDIUM, 1024, 8.3017e11, (24.8, 12.4, 50.1, 12.7)),
+        (LARGE, 1024, 1.7685e12, (27.3, 10.9, 54.3, 7.4)),
+        (XL, 1024, 3.5168e12, (28.6, 9.2, 57.5, 4.7)),
+        (XL, 16384, 1.3358e14, (12.1, 61.7, 24.2, 2.0)),
+        (XL_WIDE, 1024, 4.5133e12, (22.3, 7.1, 66.9, 3.6)),
+        (TINYSTORIES, 256, 9.5337e9, (22.5, 5.6, 44.3, 27.5)),
+        (OPENWEBTEXT, 256, 1.5301e10, (14.0, 3.5, 27.6, 54.8)),
+    ],
+)
+def test_forward_flops_equal_golden_table(
+    sizes: TransformerConfig,
+    sequence_length: int,
+    flops: float,
+    percentages: tuple[float, ...],
+):
+    total = forward_flops(sizes, sequence_length)
+    parts = forward_flops_by_part(sizes, sequence_length)
+    assert f"{total:.4e}" == f"{flops:.4e}"
+    assert tuple(round(100 * part / total, 1) for part in parts.values()) == percentages
+
+
+def test_forward_flops_of_xl_by_part():
+    parts = forward_flops_by_part(XL, 1024)
+    assert [f"{part:.4e}" for part in parts.values()] == [
+        "1.0066e+12",
+        "3.2212e+11",
+        "2.0233e+12",
+        "1.6468e+11",
+    ]
+
+
+def test_train_flops_per_token_is_three_forward_passes():
+    assert train_flops_per_token(TINYSTORIES) == 3 * forward_flops(TINYSTORIES, 256) / 256
+    assert train_flops_per_token(TINYSTORIES, 64) == 3 * forward_flops(TINYSTORIES, 64) / 64
+
+
+@pytest.mark.parametrize(
+    ("d_model", "d_ff"),
+    [(8, 64), (36, 128), (512, 1344), (768, 2048), (1024, 2752), (1280, 3392), (1600, 4288)],
+)
+def test_default_d_ff_is_nearest_multiple_of_64(d_model: int, d_ff: int):
+    assert default_d_ff(d_model) == d_ff
+
+
+def test_config_resolves_what_is_left_open():
+    sizes = TransformerConfig(d_model=64, n_heads=4)
+    assert (sizes.d_head, sizes.resolved_d_ff) == (16, 192)
+    assert TransformerConfig(d_ff=100).resolved_d_ff == 100
+    with pytest.raises(ValueError, match="vocab_size must be set"):
+        n_parameters(sizes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+        ({"context_length": 0}, "context_length must be at least 1, got 0"),
+        ({"n_layers": -1}, "n_layers must be at least 1, got -1"),
+        ({"d_ff": 0}, "d_ff must be at least 1, got 0"),
+        ({"rope_theta": 0.0}, r"rope_theta must be positive, got 0\.0"),
+        ({"d_model": 100, "n_heads": 3}, "got d_model 100 and n_heads 3"),
+        ({"d_model": 12, "n_heads": 4}, "d_model must be a multiple of 2"),
+    ],
+)
+def test_config_refuses_impossible_sizes(options: dict[str, int], message: str):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**options)

@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from rslm.attention import attention, scaled_dot_product_attention, softmax
+
+FLOATS = st.floats(-100, 100, width=32)
+
+
+def random_qkv(queries: int, keys: int, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(queries * 100 + keys)
+    shapes = [(2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 8)]
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def causal_mask(queries: int, keys: int) -> torch.Tensor:
+    return torch.arange(keys) <= torch.arange(queries)[:, None] + keys - queries
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=8), FLOATS)
+def test_softmax_ignores_a_constant_and_sums_to_one(values: list[float], constant: float):
+    x = torch.tensor(values, dtype=torch.float64)
+    result = softmax(x, dim=0)
+    torch.testing.assert_close(result, softmax(x + constant, dim=0), rtol=1e-9, atol=1e-12)
+    assert result.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_softmax_equals_torch(dim: int, dtype: torch.dtype):
+    x = 5 * torch.randn(4, 5, 6, dtype=dtype)
+    torch.testing.assert_close(softmax(x, dim), functional.softmax(x, dim))
+
+
+def test_softmax_of_huge_values_is_finite():
+    x = torch.tensor([1e30, -1e30, 1e30])
+    assert softmax(x, dim=0).tolist() == [0.5, 0, 0.5]
+    half = torch.full((1000,), 60_000.0, dtype=torch.float16)
+    torch.testing.assert_close(softmax(half, dim=0), torch.full_like(half, 1e-3))
+
+
+@pytest.mark.parametrize("queries", [1, 5, 7])
+def test_scaled_dot_product_attention_equals_torch(queries: int):
+    q, k, v = random_qkv(queries, 7)
+    for mask in (None, causal_mask(queries, 7), torch.rand(2, 1, queries, 7) < 0.5):
+        ours = scaled_dot_product_attention(q, k, v, mask)
+        theirs = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_query_without_keys_gets_zeros_and_a_finite_gradient():
+    q, k, v = (x.requires_grad_() for x in random_qkv(3, 4))
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1] = False
+    output = scaled_dot_product_attention(q, k, v, mask)
+    output.sum().backward()
+    assert (output[..., 1, :] == 0).all()
+    assert (q.grad[..., 1, :] == 0).all()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reference", "torch"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (4, 9), (9, 9), (64, 64)])
+def test_attention_equals_formula(implementation: str, causal: bool, queries: int, keys: int):
+    q, k, v = (x.requires_grad_() for x in random_qkv(queries, keys))
+    scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(8)
+    if causal:
+        scores = scores + torch.where(causal_mask(queries, keys), 0.0, -math.inf)
+    expected = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+    output = attention(q, k, v, causal=causal, implementation=implementation)
+    torch.testing.assert_close(output, expected)
+    weights = torch.randn_like(output)
+    for ours, theirs in zip(
+        torch.autograd.grad((output * weights).sum(), (q, k, v)),
+        torch.autograd.grad((expected * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "torch"])
+def test_attention_in_bfloat16_errs_at_most_twice_as_much_as_plain(implementation: str):
+    exact = random_qkv(33, 33)
+    half = [x.bfloat16() for x in exact]
+    truth = attention(*(x.double() for x in half), causal=True, implementation="reference")
+    scores = half[0] @ half[1].mT / math.sqrt(8)
+    plain = scores.masked_fill(~causal_mask(33, 33), -math.inf).softmax(-1) @ half[2]
+    output = attention(*half, causal=True, implementation=implementation)
+    assert output.dtype == torch.bfloat16
+    assert (output - truth).abs().max() <= 2 * (plain - truth).abs().max()
+
+
+def test_attention_refuses_what_it_cannot_mean():
+    q, k, v = random_qkv(4, 3)
+    with pytest.raises(ValueError, match="got 4 queries and 3 keys"):
+        attention(q, k, v, causal=True)
