@@ -13,6 +13,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
+# The models of the tests are so small that waking a second thread costs more than it gives.
+# torch reads this when it is imported, and child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import rslm
 from rslm import reference
 

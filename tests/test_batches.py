@@ -15,7 +15,8 @@ from rslm.batches import (
     split_windows,
 )
 from rslm.permutation import permute_scalar
-from rslm.token_file import TokenFile, TokenizerRecord, write_token_file
+from rslm.token_file import TokenFile
+from rslm.token_file_writer import TokenizerRecord, write_token_file
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,15 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
         end_of_text=None,
         token_byte_lengths=np.ones(100, np.uint32),
     )
-    return write_token_file(
-        tmp_path_factory.mktemp("counted") / "tokens",
+    folder = tmp_path_factory.mktemp("counted") / "tokens"
+    write_token_file(
+        folder,
         [np.arange(start, start + 10) for start in range(0, 100, 10)],
         tokenizer=record,
         shard_tokens=30,
         rslm_version="0",
     )
+    return TokenFile.open(folder)
 
 
 def batch(token_file: TokenFile, step: int, **changes: Any) -> np.ndarray:

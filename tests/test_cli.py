@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -105,7 +106,7 @@ def snapshot(folder: Path) -> dict[str, int]:
 
 # Each row: command, stdin, a fragment of the message. The exit code is 2 for all.
 BAD_INPUT = {
-    "unknown command": ("tokenise", b"", "did you mean tokenizer?"),
+    "unknown command": ("tokeniser", b"", "did you mean tokenizer?"),
     "unknown subcommand": ("tokenizer trian", b"", "did you mean train?"),
     "unknown flag": ("tokens info tokens --jsn", b"", "did you mean --json?"),
     "missing flag": ("tokenizer train text.txt --vocab-size 300", b"", "missing --out"),
@@ -330,3 +331,311 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert fragment in outcome.err
     assert outcome.out == ""
     assert snapshot(made) == before
+
+
+def test_every_command_has_its_options_and_function() -> None:
+    for name, command in cli.COMMANDS.items():
+        module = import_module(f"rslm.{command.module}")
+        word = name.split()[-1]
+        assert callable(getattr(module, word))
+        assert getattr(module, f"{word.capitalize()}Options").__doc__
+        assert not command.reads_config or callable(module.defaults)
+
+
+@pytest.mark.parametrize("command", ["", "--help", "-h"])
+def test_help_lists_every_command(rslm: Rslm, command: str) -> None:
+    outcome = rslm(command)
+    assert outcome.code == 0
+    assert all(name in outcome.out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("group", ["tokenizer", "tokens", "data"])
+def test_help_of_a_group_lists_its_commands(rslm: Rslm, group: str) -> None:
+    outcome = rslm(group)
+    assert outcome.code == 0
+    assert f"{group} " in outcome.out
+    assert "sample" not in outcome.out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_shows_its_options(rslm: Rslm, name: str) -> None:
+    outcome = rslm(f"{name} --help")
+    assert outcome.code == 0
+    assert f"rslm {name}" in outcome.out
+    assert outcome.err == ""
+
+
+def test_version_is_printed(rslm: Rslm) -> None:
+    import rslm as package
+
+    assert rslm("--version").out == f"rslm {package.__version__}\n"
+
+
+def test_encode_and_decode_pass_text_through(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    text = DOCUMENTS.replace("\n", "\r\n")
+    encoded = rslm("tokenizer encode tok.json", text.encode())
+    assert (encoded.code, encoded.err) == (0, "")
+    assert rslm("tokenizer decode tok.json", encoded.out.encode()).out == text
+    as_list = f"[{', '.join(encoded.out.split())}]"
+    assert rslm("tokenizer decode tok.json", as_list.encode()).out == text
+
+
+def test_encode_of_empty_stdin_is_an_empty_line(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    assert rslm("tokenizer encode tok.json").out == "\n"
+    assert rslm("tokenizer decode tok.json").out == ""
+
+
+def test_encode_replaces_invalid_bytes_when_asked(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    encoded = rslm("tokenizer encode tok.json --errors replace", b"ab\xffcd")
+    assert (
+        rslm("tokenizer decode tok.json", encoded.out.encode()).out
+        == "ab\N{REPLACEMENT CHARACTER}cd"
+    )
+
+
+def test_tokenizer_info_describes(made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    record = json.loads(rslm("tokenizer info tok.json --json").out)
+    assert record["vocab_size"] == 300
+    assert record["special_tokens"] == {"<|endoftext|>": record["end_of_text"]}
+    assert record["n_merges"] == 300 - 257
+    shown = rslm("tokenizer info tok.json").out
+    assert record["sha256"] in shown
+    assert "gpt2" in shown
+
+
+def test_tokenizer_info_reads_tiktoken_files_with_a_pattern(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    record = json.loads(rslm("tokenizer info bare.tiktoken --pattern cl100k --json").out)
+    assert (record["vocab_size"], record["pattern"]) == (256, "cl100k")
+
+
+def test_compare_gives_bytes_per_token(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    outcome = rslm("tokenizer compare tok.json other.json --text text.txt --json")
+    record = json.loads(outcome.out)
+    larger, smaller = record["tokenizers"]
+    assert record["n_bytes"] == len(DOCUMENTS.encode())
+    assert larger["bytes_per_token"] == record["n_bytes"] / larger["n_tokens"]
+    assert larger["bytes_per_token"] > smaller["bytes_per_token"]
+    table = rslm("tokenizer compare tok.json other.json --text text.txt").out.splitlines()
+    assert table[0].split() == ["tokenizer", "vocab_size", "n_tokens", "bytes_per_token"]
+    assert len({len(line) for line in table}) == 1
+
+
+def test_tokens_commands_describe_the_documents(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    record = json.loads(rslm("tokens info tokens --json").out)
+    assert record["n_documents"] == 3
+    assert record["fingerprint"] in rslm("tokens info tokens").out
+    assert rslm("tokens verify tokens --tokenizer tok.json").out.startswith("tokens: good, ")
+    shown = json.loads(rslm("tokens show tokens --document 1 --json").out)
+    assert shown["text"] == "\nA second document.\n<|endoftext|>"
+    assert len(shown["token_ids"]) == shown["stop"] - shown["start"]
+    a_range = f"tokens show tokens --start {shown['start']} --count {len(shown['token_ids'])}"
+    text = rslm(a_range).out
+    assert shown["text"] in text
+    assert text.endswith(" ".join(map(str, shown["token_ids"])) + "\n")
+
+
+def test_train_prints_its_config_as_toml(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    Path("good.toml").write_text("n_steps = 7\nbatch_size = 3\n[optimizer]\nwarmup_steps = 2\n")
+    outcome = rslm(
+        "train --preset tinystories --config good.toml --batch-size 5 --out x --data.train tokens "
+        "--print-config"
+    )
+    config = tomllib.loads(outcome.out)
+    assert config["model"]["d_ff"] == 1344, "from the preset"
+    assert config["n_steps"] == 7, "the file wins over the preset"
+    assert config["batch_size"] == 5, "the flag wins over the file"
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize("preset", ["demo", "tinystories", "openwebtext"])
+def test_presets_are_good_configs(rslm: Rslm, tmp_path: Path, preset: str) -> None:
+    outcome = rslm(f"train --preset {preset} --out {tmp_path / 'x'} --data.train t --print-config")
+    assert (outcome.code, outcome.err) == (0, "")
+    vocab_size = {"demo": 2048, "tinystories": 10_000, "openwebtext": 32_000}[preset]
+    assert tomllib.loads(outcome.out)["model"]["vocab_size"] == vocab_size
+
+
+def test_train_dry_run_shows_sizes_and_writes_nothing(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    before = snapshot(made)
+    for data in ("--data.train tokens", "--text text.txt --vocab-size 300"):
+        outcome = rslm(f"train --dry-run --out x {data} {TINY_RUN}")
+        assert outcome.code == 0
+        assert "parameters" in outcome.out
+    assert snapshot(made) == before
+
+
+def test_train_resumes_without_its_options_repeated(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(made, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    outcome = rslm("train --resume --out run")
+    assert outcome.code == 0
+    assert "run: finished at step 2" in outcome.err
+    assert outcome.out == ""
+
+
+def test_train_starts_from_the_weights_of_another_run(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(made)
+    out = tmp_path / "x"
+    zero = "--optimizer.learning-rate 0 --optimizer.weight-decay 0 --seed 9"
+    outcome = rslm(f"train --init-from run --out {out} --data.train tokens {TINY_RUN} {zero}")
+    assert outcome.code == 0
+    samples = [rslm(f"sample {run} --temperature 0 --max-new-tokens 8").out for run in ("run", out)]
+    assert samples[0] == samples[1]
+
+
+def test_sample_is_a_function_of_its_seed(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    draw = "sample run --prompt 'The quick' --max-new-tokens 12 --temperature 1.5"
+    first = rslm(f"{draw} --seed 1")
+    assert first.code == 0
+    assert first.err == ""
+    assert first.out.startswith("The quick")
+    assert rslm(f"{draw} --seed 1").out == first.out
+    assert rslm(f"{draw} --seed 2").out != first.out
+    both = rslm(f"{draw} --seed 1 --n-samples 2").out
+    assert both == first.out + rslm(f"{draw} --seed 2").out
+
+
+def test_sample_ends_before_a_stop_string(
+    made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    draw = "sample run --max-new-tokens 12 --temperature 0"
+    whole = rslm(draw).out
+    stop = whole[3]
+    assert rslm(f"{draw} --stop {shlex.quote(stop)}").out == whole.partition(stop)[0] + "\n"
+
+
+def python(program: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_and_tokenizer_commands_import_no_torch(made: Path) -> None:
+    program = (
+        "import sys; from rslm.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+        "raise SystemExit(code)"
+    )
+    commands = ["--help", "train --help", "sample --help", "demo --help", "tokenizer info tok.json"]
+    for command in [
+        *commands,
+        "tokens info tokens",
+        "train --preset demo --out x --text text.txt --print-config",
+    ]:
+        done = python(program, *command.split(), folder=made)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        ("train --preset demo --out x --data.train tokens", "torch", "train"),
+        ("sample run", "torch", "train"),
+        ("demo --corpus text.txt --out x", "torch", "train"),
+        ("data download tinystories --out x", "datasets", "data"),
+    ],
+)
+def test_missing_extra_is_one_sentence_with_the_command(
+    made: Path, command: str, package: str, extra: str
+) -> None:
+    program = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from rslm.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    )
+    before = snapshot(made)
+    done = python(program, *command.split(), folder=made)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: this command needs {package}, which is not installed: "
+        f"pip install 'rslm[{extra}]'\n"
+    )
+    assert snapshot(made) == before
+
+
+def start(*arguments: str, folder: Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rslm", *arguments],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_train_stops_at_a_signal_and_says_how_to_go_on(
+    made: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    flags = f"--out {tmp_path / 'x'} --data.train tokens {TINY_RUN} --n-steps 1000000"
+    process = start("train", *flags.split(), folder=made)
+    metrics = tmp_path / "x" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert f"to go on: rslm train --resume --out {tmp_path / 'x'}".encode() in errors
+    assert b"Traceback" not in errors
+
+
+def test_interrupt_outside_training_is_130(made: Path) -> None:
+    process = start("tokenizer", "encode", "tok.json", folder=made, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    # The pipe takes 64 KiB; that this write returns shows that the command reads.
+    process.stdin.write(b"words " * 50_000)
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    process.stdin.close()
+    process.stdin = None
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors == b"interrupted\n"
+
+
+def test_reader_that_goes_away_is_no_error(made: Path) -> None:
+    process = start("tokenizer", "encode", "tok.json", folder=made)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(b"many words " * 100_000)
+    assert process.returncode == 141
+    assert errors == b""

@@ -30,7 +30,7 @@ def expected_ids(tokenizer: rslm.Tokenizer, texts: list[str]) -> list[int]:
     return ids
 
 
-@given(st.data())
+@given(data=st.data())
 def test_encode_files_equals_encode_with_every_document_ended(
     data: st.DataObject, rust_tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from rslm import _rslm
 from rslm.permutation import permute, permute_scalar
 
 VECTORS = [
@@ -25,6 +26,12 @@ def test_permute_equals_its_scalar_form(data, n, seed, epoch):
     indices = data.draw(st.lists(st.integers(0, n - 1), max_size=5))
     expected = [permute_scalar(n, seed, epoch, index) for index in indices]
     assert permute(n, seed, epoch, indices).tolist() == expected
+
+
+@given(st.data(), st.integers(1, 2**63), UINT64, UINT64)
+def test_permute_equals_rust(data, n, seed, epoch):
+    index = data.draw(st.integers(0, n - 1))
+    assert permute(n, seed, epoch, index) == _rslm.permute(n, seed, epoch, index)
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 255, 256, 257, 5000])

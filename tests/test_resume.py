@@ -1,5 +1,6 @@
 """A run that is stopped, killed or damaged and resumed equals the unbroken one, bit for bit."""
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -19,7 +20,7 @@ from rslm.config import read_config, to_toml
 from rslm.errors import FormatError
 from rslm.run_folder import read_metrics
 from rslm.run_log import CLOCK_KEYS
-from rslm.train import TrainResult, train
+from rslm.train import train
 from rslm.train_config import OptimizerConfig, TrainConfig
 
 MakeConfig = Callable[..., TrainConfig]
@@ -30,13 +31,16 @@ SLOW_PARTS = {"peak_flops": lambda *_: 1e12, "write_loss_curve": lambda *_: None
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, stand_in in SLOW_PARTS.items():
         monkeypatch.setattr(loop, name, stand_in)
+    # Killing a process, unlike a power cut, loses nothing that was written.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")
 def processes() -> Any:
     """Starts processes by forking one that has loaded torch and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rslm.train"])
+    # The first optimizer step would load dynamo, which takes longer than a whole run here.
+    context.set_forkserver_preload(["rslm.train", "torch._dynamo"])
     return context
 
 
@@ -62,19 +66,34 @@ def kill_at(point: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def child(config_file: Path, point: int | None, resume: bool) -> None:
+def pause_at_each_step(seconds: float) -> None:
+    """Makes sure that a run lasts as long as it takes to kill it."""
+    take = loop.sample_batch
+
+    def sample_batch(*args: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return take(*args, **options)
+
+    loop.sample_batch = sample_batch
+
+
+def child(config_file: Path, point: int | None, pause: float) -> None:
     """A run in a process of its own."""
     for name, stand_in in SLOW_PARTS.items():
         setattr(loop, name, stand_in)
+    os.fsync = lambda _: None
+    pause_at_each_step(pause)
     if point is not None:
         kill_at(point)
-    train(read_config(TrainConfig, config_file), resume=resume)
+    train(read_config(TrainConfig, config_file), resume=True)
 
 
-def start(processes: Any, config: TrainConfig, *, point: int | None = None) -> Any:
+def start(
+    processes: Any, config: TrainConfig, *, point: int | None = None, pause: float = 0.0
+) -> Any:
     file = config.out.with_suffix(".toml")
     file.write_text(to_toml(config))
-    process = processes.Process(target=child, args=(file, point, config.out.exists()))
+    process = processes.Process(target=child, args=(file, point, pause))
     process.start()
     return process
 
@@ -111,40 +130,38 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) 
 def test_run_killed_anywhere_in_its_writing_resumes_to_the_same_bits(
     processes: Any, tiny_config: MakeConfig, tmp_path: Path, unbroken: tuple[Any, ...]
 ) -> None:
-    # About 60 places, of which a seeded choice, and each one in the writing of one checkpoint.
-    first, n_points = 10, 60
-    chosen = random.Random(3).sample(range(1, n_points + 1), 5)
-    killed = []
-    for point in sorted({*chosen, *range(first + 12, first + 25)}):
+    # Of 55 places, all those of the third checkpoint, which removes the first, and some others.
+    third = range(32, 44)
+    others = random.Random(3).sample(sorted(set(range(1, 56)) - set(third)), 5)
+    for point in (*third, *others):
         config = tiny_config(out=tmp_path / f"at_{point}")
         process = start(processes, config, point=point)
         process.join()
-        killed.append(process.exitcode == -signal.SIGKILL)
-        assert killed[-1] or process.exitcode == 0
+        assert process.exitcode == -signal.SIGKILL
         train(config, resume=True)
         assert outcome(config.out) == unbroken, f"killed at {point}"
-    assert sum(killed) >= 13
 
 
 def test_run_killed_at_random_times_again_and_again(
     processes: Any, tiny_config: MakeConfig, tmp_path: Path
 ) -> None:
-    longer = {"n_steps": 150, "checkpoint_every": 3, "validate_every": 20}
+    longer = {"n_steps": 120, "checkpoint_every": 3, "validate_every": 20}
     whole = tiny_config(out=tmp_path / "unbroken", **longer)
     train(whole)
     config = tiny_config(**longer)
     delays = random.Random(7)
     n_killed = 0
-    for _ in range(40):
-        process = start(processes, config)
-        process.join(delays.uniform(0.05, 0.6))
+    for _ in range(12):
+        process = start(processes, config, pause=0.01)
+        process.join(delays.uniform(0.05, 0.5))
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         n_killed += 1
-    train(config, resume=True)
+    # 120 pauses are 1.2 seconds, so two processes cannot have finished.
     assert n_killed >= 2
+    train(config, resume=True)
     assert outcome(config.out) == outcome(whole.out)
 
 
@@ -225,7 +242,7 @@ def test_elapsed_seconds_go_on(tiny_config: MakeConfig, monkeypatch: pytest.Monk
     times = [row["elapsed_seconds"] for row in read_metrics(tiny_config().out / "metrics.jsonl")]
     assert times == sorted(times)
     # The pause between is not the run's.
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 0.2
+    assert max(b - a for a, b in itertools.pairwise(times)) < 0.2
 
 
 def damage(path: Path) -> None:
@@ -258,7 +275,7 @@ def test_no_good_checkpoint_left_is_an_error_that_touches_nothing(tiny_config: M
     for path in list_checkpoints(config.out / "checkpoints"):
         damage(path)
     before = (config.out / "metrics.jsonl").read_bytes()
-    with pytest.raises(FormatError, match="no checkpoint in .* is good") as error:
+    with pytest.raises(FormatError, match=r"no checkpoint in .* is good") as error:
         train(config, resume=True)
     assert "step_00000018" in str(error.value)
     assert (config.out / "metrics.jsonl").read_bytes() == before

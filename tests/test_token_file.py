@@ -1,3 +1,5 @@
+"""Token files: reading, both implementations, damage; long because every damage is a case."""
+
 import copy
 import dataclasses
 import itertools
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from rslm import token_file_format, token_file_writer
+from rslm import Tokenizer, _rslm, token_file_format, token_file_writer
 from rslm.errors import FormatError
 from rslm.token_file import TokenFile
 from rslm.token_file_format import Manifest
@@ -275,6 +277,54 @@ def test_write_refuses_bad_arguments(tmp_path: Path, changes: dict, message: str
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+# The two implementations.
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 20, 1000])
+def test_both_writers_write_the_same_bytes(tmp_path: Path, shard_tokens: int):
+    end = "<|endoftext|>"
+    texts = [f"low lower{end}lowest \n{end}", "newer é 世界", f"{end}widest{end}"]
+    tokenizer = Tokenizer.train(None, 280, [end], texts=texts)
+    paths = [tmp_path / f"{i}.txt" for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    tokenizer.encode_files(paths, tmp_path / "rust", shard_tokens=shard_tokens, dataset="dä")
+    documents = ["low lower", "lowest \n", "newer é 世界", "", "widest"]
+    write_token_file(
+        tmp_path / "numpy",
+        [tokenizer.encode(document + end) for document in documents],
+        tokenizer=TokenizerRecord(
+            name=f"rslm-{tokenizer.vocab_size}",
+            vocab_size=tokenizer.vocab_size,
+            canonical_json=tokenizer.to_json(),
+            special_tokens=tokenizer.special_tokens,
+            end_of_text=tokenizer.end_of_text,
+            token_byte_lengths=tokenizer.token_byte_lengths,
+        ),
+        dataset="dä",
+        shard_tokens=shard_tokens,
+        sources=[(path.name, path.stat().st_size) for path in paths],
+        command="Tokenizer.encode_files",
+    )
+    rust, numpy = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("rust", "numpy")
+    )
+    assert rust == numpy
+
+
+def test_both_readers_agree(golden: Path):
+    token_file = TokenFile.open(golden)
+    assert _rslm.verify_token_file(golden) == {
+        "n_tokens": token_file.n_tokens,
+        "n_documents": token_file.n_documents,
+        "n_utf8_bytes": token_file.n_utf8_bytes,
+        "n_shards": len(token_file.shards),
+        "itemsize": token_file.dtype.itemsize,
+        "fingerprint": token_file.fingerprint,
+    }
+
+
 # Damage: each kind gives one FormatError with path and place.
 
 
@@ -336,7 +386,11 @@ DAMAGE: dict[str, tuple[str, int, bytes, str]] = {
 def test_damage_is_described_with_its_offset(golden: Path, kind: str):
     file, at, data, message = DAMAGE[kind]
     overwrite(golden / file, at, data)
-    assert_refused(golden, golden / file, message, verify=True)
+    text = assert_refused(golden, golden / file, message, verify=True)
+    with pytest.raises(FormatError) as caught:
+        _rslm.verify_token_file(golden)
+    # The readers describe it alike, up to the hash that does not match.
+    assert str(caught.value).partition(", got")[0] == text.partition(", got")[0]
 
 
 @pytest.mark.parametrize("file", FILES[1:])

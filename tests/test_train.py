@@ -1,8 +1,10 @@
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ MakeConfig = Callable[..., TrainConfig]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a third of a second of matrix products nor a picture in every test."""
+    """Neither matrix products for the peak, nor a picture, nor syncs in every test."""
     monkeypatch.setattr(loop, "peak_flops", lambda *_: 1e12)
     monkeypatch.setattr(loop, "write_loss_curve", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def rows_of(config: TrainConfig) -> list[dict[str, Any]]:
@@ -57,7 +60,7 @@ def test_run_folder_holds_what_it_promises(
     resolved = read_config(TrainConfig, config.out / "config.toml")
     assert resolved == replace(config, model=replace(config.model, vocab_size=257))
     [start] = json.loads((config.out / "env.json").read_text())
-    assert start["versions"]["torch"] == torch.__version__
+    assert start["versions"]["torch"] == version("torch")
     assert start["n_threads"] == 1
     rows = read_metrics(config.out / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
@@ -235,6 +238,13 @@ def test_run_without_validation_file(tiny_config: MakeConfig) -> None:
     assert result.val_loss is result.val_bits_per_byte is None
 
 
+def test_vocabulary_may_be_padded(tiny_config: MakeConfig) -> None:
+    # Nearly all ids that an untrained model draws are ones that the tokenizer does not have.
+    config = tiny_config(model=replace(tiny_config().model, vocab_size=9000), n_steps=4)
+    train(config)
+    assert "## Step 4" in (config.out / "samples.md").read_text()
+
+
 def test_plain_token_file_trains_without_text(tiny_config: MakeConfig, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 50, 400).astype("<u2")
     header = np.zeros(256, "<i4")
@@ -243,7 +253,7 @@ def test_plain_token_file_trains_without_text(tiny_config: MakeConfig, tmp_path:
     config = tiny_config(data=replace(tiny_config().data, train=tmp_path / "plain.bin", valid=None))
     with (
         pytest.warns(UserWarning, match="plain llm.c file"),
-        pytest.raises(ValueError, match="vocab_size must be"),
+        pytest.raises(ValueError, match="vocab_size must be given"),
     ):
         train(config)
     with pytest.warns(UserWarning, match="plain llm.c file"):

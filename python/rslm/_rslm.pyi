@@ -7,6 +7,19 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "BUILD_PROFILE",
+    "UNICODE_VERSION",
+    "EncodeIterator",
+    "StreamDecoder",
+    "Tokenizer",
+    "encode_files",
+    "permute",
+    "pretokenize",
+    "train_bpe",
+    "verify_token_file",
+]
+
 BUILD_PROFILE: str
 UNICODE_VERSION: str
 

@@ -78,12 +78,13 @@ def load_checkpoint(src: Place, model: nn.Module, optimizer: Optimizer) -> int:
         _require(part in parts, f"{source}: unexpected tensor {name!r}")
         parts[part][inner] = tensor
     step = record.get("step")
-    _require(type(step) is int and step >= 0, f"{source}: step must be a count, got {step!r}")
+    if type(step) is not int or step < 0:
+        raise FormatError(f"{source}: step must be a count, got {step!r}")
     check_model_tensors(model, parts["model"], source)
     state_dict = unpack_optimizer(model, optimizer, parts["optimizer"], record, source)
     copy_into_model(model, parts["model"])
     optimizer.load_state_dict(state_dict)
-    return int(step)
+    return step
 
 
 def model_tensors(model: nn.Module) -> Tensors:

@@ -7,6 +7,7 @@ traceback is a bug.
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -159,16 +160,18 @@ def parse(
 
 def usage_line(box: str, prog: str) -> str:
     """Makes one line of the framed text in which tyro says what is wrong with the flags."""
-    rows = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
-    parts = " ".join(row or "\n" for row in rows).split("\n")
-    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", parts[0].strip())
+    rows = [line.strip(" │") for line in box.splitlines()]
+    # The title is part of the frame, or stands over a rule where the terminal has no UTF-8.
+    rows = rows[1:] if rows[0].startswith("╭") else rows[2:]
+    message = " ".join(itertools.takewhile(lambda row: row.strip("─-"), rows))
+    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", message)
     message = re.sub(
         r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)",
         r"\1 must be a whole number, got \2",
         message,
     )
     message = re.sub(rf"^Missing from {re.escape(prog)}: (\S+).*", r"missing \1", message)
-    meant = re.search(r"Perhaps you meant: (\S+)", " ".join(filter(None, rows)))
+    meant = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
     hint = f"did you mean {meant[1]}?" if meant else f"see {prog} --help"
     return f"{message[:1].lower()}{message[1:].rstrip('.')}; {hint}"
 
@@ -186,6 +189,8 @@ def error_line(error: Exception) -> str:
     """One line for the user: system errors as `path: what happened`."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"the input must be UTF-8, got an invalid byte at offset {error.start}"
     return " ".join(str(error).split("\n"))
 
 

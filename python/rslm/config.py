@@ -143,8 +143,8 @@ def _dataclass(config_type: type) -> Any:
 
 def _nested(config_type: type) -> dict[str, type]:
     """The fields that are dataclasses themselves, with their types."""
-    hints = typing.get_type_hints(config_type)
-    return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    hints = typing.get_type_hints(config_type).items()
+    return {name: cast(type, hint) for name, hint in hints if dataclasses.is_dataclass(hint)}
 
 
 def known_keys(config_type: type, prefix: str = "") -> list[str]:
@@ -301,6 +301,7 @@ def flag_defaults(options_type: type[Config], record: Mapping[str, Any]) -> Conf
     defaults = object.__new__(options_type)
     nested = _nested(options_type)
     for field in dataclasses.fields(_dataclass(options_type)):
+        value: Any
         if field.name in nested:
             value = flag_defaults(nested[field.name], record.get(field.name, {}))
         elif field.name in record:

@@ -197,21 +197,18 @@ class Tokenizer:
         self,
         vocab: Mapping[int, bytes],
         merges: Sequence[Pair],
-        special_tokens: Iterable[str] | Mapping[str, int] | None = None,
+        special_tokens: Iterable[str] | None = None,
         *,
         pattern: str = "gpt2",
     ) -> None:
-        """Special tokens that `vocab` lacks get the next ids, unless a mapping gives theirs."""
+        """Special tokens that `vocab` lacks get the next ids."""
         self.pattern = pattern
         self.vocab = dict(sorted(vocab.items()))
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.ids = {token_bytes: token_id for token_id, token_bytes in self.vocab.items()}
         self.special_tokens: dict[str, int] = {}
         for token in special_tokens or ():
-            if isinstance(special_tokens, Mapping):
-                token_id = special_tokens[token]
-            else:
-                token_id = self.ids.get(token.encode(), max(self.vocab, default=-1) + 1)
+            token_id = self.ids.get(token.encode(), max(self.vocab, default=-1) + 1)
             self.special_tokens[token] = token_id
             self.vocab[token_id] = token.encode()
         self._cache: dict[str, list[int]] = {}

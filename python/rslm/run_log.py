@@ -247,11 +247,9 @@ class RunDisplay:
         """At the mean pace since the first step, validation and checkpoints included."""
         if self._warm is None or self._row["step"] == self._warm[0]:
             return None
-        steps, seconds = (
-            self._row["step"] - self._warm[0],
-            self._row["elapsed_seconds"] - self._warm[1],
-        )
-        return (self._n_steps - self._row["step"]) * seconds / steps
+        n_steps = int(self._row["step"]) - self._warm[0]
+        seconds = float(self._row["elapsed_seconds"]) - self._warm[1]
+        return (self._n_steps - int(self._row["step"])) * seconds / n_steps
 
     def _line(self, row: Row) -> str:
         shown = {"step": f"{row['step']}/{self._n_steps}"}

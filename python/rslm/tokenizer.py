@@ -468,7 +468,9 @@ def _whole(name: str, value: int) -> int:
 
 
 def _threads(n_threads: int | None) -> int | None:
-    return None if n_threads is None else _whole("n_threads", n_threads)
+    if n_threads is not None and not 1 <= n_threads <= 1024:
+        raise ValueError(f"n_threads must be from 1 to 1024, got {n_threads}")
+    return n_threads
 
 
 @contextlib.contextmanager

@@ -243,14 +243,15 @@ def resolve_model(model: TransformerConfig, train_file: TokenFile) -> Transforme
     Raises:
         ValueError: the data has ids that the model would not have, or does not say how many.
     """
-    if model.vocab_size is None:
-        return replace(model, vocab_size=train_file.vocab_size or None)
-    if train_file.vocab_size and model.vocab_size < train_file.vocab_size:
+    stated = train_file.vocab_size
+    if model.vocab_size is None and stated is None:
+        raise ValueError("model.vocab_size must be given: the token file does not state its own")
+    if model.vocab_size is not None and stated is not None and model.vocab_size < stated:
         raise ValueError(
-            f"model.vocab_size must be at least {train_file.vocab_size}, "
-            f"that of the token file, got {model.vocab_size}"
+            f"model.vocab_size must be at least {stated}, that of the token file, "
+            f"got {model.vocab_size}"
         )
-    return model
+    return replace(model, vocab_size=model.vocab_size or stated)
 
 
 @contextlib.contextmanager
@@ -463,12 +464,14 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, s
     prompt_ids = tokenizer.encode(config.sample_prompt)
     if not prompt_ids:
         prompt_ids = [0 if end is None else end]
+    # A vocabulary that was padded to a round size has ids without text, which end it too.
+    stops = {*range(tokenizer.vocab_size, config.model.resolved_vocab_size), end} - {None}
     token_ids = generate(
         model,
         prompt_ids,
         max_new_tokens=config.n_sample_tokens,
         temperature=0.8,
-        stop_token_ids=[] if end is None else [end],
+        stop_token_ids=stops,
         seed=counter_seed(config.seed, "sample", step),
     )
     text = config.sample_prompt + tokenizer.decode(list(token_ids))

@@ -1,6 +1,6 @@
 //! The tokenizer: text -> ids -> text.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
@@ -220,11 +220,15 @@ impl Tokenizer {
     }
 
     /// Lends working memory; it stays warm for the next call.
+    ///
+    /// Never waits for the lock: after a fork, the thread that held it may not exist.
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
-        let lock = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut scratch = lock().pop().unwrap_or_else(Scratch::new);
+        let warm = self.scratch.try_lock().ok().and_then(|mut pool| pool.pop());
+        let mut scratch = warm.unwrap_or_else(Scratch::new);
         let result = work(&mut scratch);
-        lock().push(scratch);
+        if let Ok(mut pool) = self.scratch.try_lock() {
+            pool.push(scratch);
+        }
         result
     }
 

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::str;
 
+use crate::bpe::Tokenizer;
 use crate::error::{Error, Result};
 use crate::pretokenize::{Pattern, Segment, SpecialTokens, safe_cut};
 
@@ -42,31 +43,44 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// Where `text`, which goes on, may be divided, short of its end; positions before
-    /// `low` have been tried before.
-    pub fn last_cut(&self, text: &[u8], low: usize) -> Option<usize> {
-        if self.unit == Unit::Line {
-            return self.line_cut(text, low);
+    /// The splitter of a tokenizer's documents.
+    pub fn of(tokenizer: &Tokenizer) -> Self {
+        Self {
+            pattern: tokenizer.pattern().clone(),
+            specials: tokenizer.specials().clone(),
+            unit: Unit::Document,
         }
-        if !self.pattern.has_safe_cuts() {
-            return self.specials.last_end(text);
-        }
-        let mut end = text.len();
-        while let Some(cut) = safe_cut(&text[..end], low) {
-            if self.specials.may_cut(text, cut) {
-                return Some(cut);
-            }
-            end = cut;
-        }
-        None
     }
 
-    fn line_cut(&self, text: &[u8], low: usize) -> Option<usize> {
-        let newlines = memchr::memrchr_iter(b'\n', &text[low..]);
-        let mut cuts = newlines
-            .map(|i| low + i + 1)
-            .filter(|&cut| cut < text.len());
-        cuts.find(|&cut| self.specials.may_cut(text, cut))
+    /// Where `text`, which goes on, may be divided, short of its end; or else where to
+    /// look from once it has grown. `from` is 0 or the latter answer for a shorter text:
+    /// so a long text without a cut is looked at once, not once for each growth.
+    pub fn last_cut(&self, text: &[u8], from: usize) -> std::result::Result<usize, usize> {
+        if self.unit == Unit::Document && !self.pattern.has_safe_cuts() {
+            return self.specials.last_end(text, from);
+        }
+        let mut end = text.len();
+        while let Some(cut) = self.cut_before(&text[..end], from) {
+            if cut < text.len() && self.specials.may_cut(text, cut) {
+                return Ok(cut);
+            }
+            end = cut - 1;
+        }
+        // What may be a begun special token, or half a character, may turn out not to be.
+        Err(text
+            .len()
+            .saturating_sub(self.specials.longest() + 4)
+            .max(from))
+    }
+
+    fn cut_before(&self, text: &[u8], from: usize) -> Option<usize> {
+        match self.unit {
+            Unit::Document => safe_cut(text, from),
+            Unit::Line => {
+                let from = from.min(text.len());
+                memchr::memrchr(b'\n', &text[from..]).map(|i| from + i + 1)
+            }
+        }
     }
 
     /// Calls `each` with every pretoken of a text.
@@ -193,22 +207,21 @@ impl<'s> FileBlocks<'s> {
             return Ok(None);
         };
         let mut bytes = std::mem::take(&mut self.carry);
-        let mut wanted = BLOCK_BYTES;
+        let (mut wanted, mut from) = (BLOCK_BYTES, 0);
         let at_end = loop {
-            let tried = bytes
-                .len()
-                .saturating_sub(self.splitter.specials.longest() + 4);
             bytes.reserve(wanted);
             let read = file.by_ref().take(wanted as u64).read_to_end(&mut bytes);
             if read.map_err(|error| Error::io(&*path, error))? < wanted {
                 break true;
             }
-            if let Some(cut) = self.splitter.last_cut(&bytes, tried) {
-                self.carry = bytes[cut..].to_vec();
-                bytes.truncate(cut);
-                break false;
+            match self.splitter.last_cut(&bytes, from) {
+                Ok(cut) => {
+                    self.carry = bytes[cut..].to_vec();
+                    bytes.truncate(cut);
+                    break false;
+                }
+                Err(next) => (wanted, from) = (bytes.len(), next),
             }
-            wanted = bytes.len();
         };
         let (place, offset) = (path.display().to_string(), self.offset);
         self.offset += bytes.len() as u64;
@@ -266,11 +279,34 @@ mod tests {
             };
             let whole = collect(text.as_bytes());
             for end in text.char_indices().map(|(i, _)| i) {
-                if let Some(cut) = splitter.last_cut(&text.as_bytes()[..end], 0) {
+                if let Ok(cut) = splitter.last_cut(&text.as_bytes()[..end], 0) {
                     let mut parts = collect(&text.as_bytes()[..cut]);
                     parts.extend(collect(&text.as_bytes()[cut..]));
                     assert_eq!(parts, whole, "{pattern} cut at {cut} of {end}");
                 }
+            }
+        }
+    }
+    #[test]
+    fn looking_from_where_it_left_off_finds_the_same_cuts() {
+        let text =
+            "One  two\n\n three<|x y|>four, it's\t五六。 七\nend<|x y|><|x y|> a1 b2 !?aab<|x";
+        for (pattern, unit) in [
+            ("gpt2", Unit::Document),
+            ("gpt2", Unit::Line),
+            (r"\w+|\W", Unit::Document),
+        ] {
+            let splitter = splitter(pattern, &["<|x y|>", "<|x y|><|x y|>", "aab", "ab<"], unit);
+            let mut from = 0;
+            for end in text.char_indices().map(|(i, _)| i) {
+                let grown = splitter.last_cut(&text.as_bytes()[..end], from);
+                let fresh = splitter.last_cut(&text.as_bytes()[..end], 0);
+                assert_eq!(
+                    grown.ok(),
+                    fresh.ok().filter(|&cut| cut >= from),
+                    "{pattern} at {end}"
+                );
+                from = grown.err().unwrap_or(0);
             }
         }
     }

@@ -81,11 +81,7 @@ pub fn encode_files(
     n_threads: Option<usize>,
     progress: &mut Progress,
 ) -> Result<TokenFileSummary> {
-    let splitter = Splitter {
-        pattern: tokenizer.pattern().clone(),
-        specials: tokenizer.specials().clone(),
-        unit: Unit::Document,
-    };
+    let splitter = Splitter::of(tokenizer);
     let end_of_text = options.tokenizer.end_of_text;
     let blocks = FileBlocks::new(paths, &splitter)?;
     let total_bytes = blocks.total_bytes();
@@ -194,43 +190,38 @@ fn groups_of<'g, 't>(texts: &'g [&'t str], share: usize) -> Vec<&'g [&'t str]> {
 pub struct StreamEncoder {
     splitter: Splitter,
     pending: Vec<u8>,
-    tried: usize,
+    /// From where the pending text has not been searched for a cut.
+    from: usize,
 }
 
 impl StreamEncoder {
     /// A stream for a tokenizer.
     pub fn new(tokenizer: &Tokenizer) -> Self {
-        let splitter = Splitter {
-            pattern: tokenizer.pattern().clone(),
-            specials: tokenizer.specials().clone(),
-            unit: Unit::Document,
-        };
         Self {
-            splitter,
+            splitter: Splitter::of(tokenizer),
             pending: Vec::new(),
-            tried: 0,
+            from: 0,
         }
     }
 
     /// Takes the next piece; appends the ids that no later piece can change.
     pub fn push(&mut self, tokenizer: &Tokenizer, text: &str, out: &mut Vec<u32>) -> Result<()> {
         self.pending.extend_from_slice(text.as_bytes());
-        if let Some(cut) = self.splitter.last_cut(&self.pending, self.tried) {
-            tokenizer.encode_into(&self.pending[..cut], out)?;
-            self.pending.drain(..cut);
+        match self.splitter.last_cut(&self.pending, self.from) {
+            Ok(cut) => {
+                tokenizer.encode_into(&self.pending[..cut], out)?;
+                self.pending.drain(..cut);
+                self.from = 0;
+            }
+            Err(from) => self.from = from,
         }
-        self.tried = self
-            .pending
-            .len()
-            .saturating_sub(self.splitter.specials.longest() + 4);
         Ok(())
     }
 
     /// Appends the ids of what is left; the text has ended.
     pub fn finish(&mut self, tokenizer: &Tokenizer, out: &mut Vec<u32>) -> Result<()> {
-        let rest = std::mem::take(&mut self.pending);
-        self.tried = 0;
-        tokenizer.encode_into(&rest, out)
+        self.from = 0;
+        tokenizer.encode_into(&std::mem::take(&mut self.pending), out)
     }
 }
 

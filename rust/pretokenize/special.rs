@@ -106,13 +106,20 @@ impl SpecialTokens {
     }
 
     /// End of the last special token, short of the text's end, that nothing in later text
-    /// can change.
-    pub fn last_end(&self, text: &[u8]) -> Option<usize> {
-        let finder = self.finder.as_ref()?;
-        let ends: Vec<usize> = finder.find_iter(text).map(|found| found.end()).collect();
-        ends.into_iter()
-            .rev()
-            .find(|&end| end < text.len() && self.may_cut(text, end))
+    /// can change; or else where to look from once the text has grown.
+    pub fn last_end(&self, text: &[u8], from: usize) -> std::result::Result<usize, usize> {
+        let Some(finder) = &self.finder else {
+            return Err(text.len());
+        };
+        // No match straddles `from`, so looking from there finds what looking from the
+        // start would.
+        let found: Vec<_> = finder.find_iter(&text[from..]).collect();
+        let mut ends = found.iter().rev().map(|m| from + m.end());
+        ends.find(|&end| end < text.len() && self.may_cut(text, end))
+            .ok_or_else(|| {
+                let begun = text.len().saturating_sub(self.longest).max(from);
+                found.first().map_or(begun, |m| begun.min(from + m.start()))
+            })
     }
 }
 

@@ -33,9 +33,13 @@ pub fn verify(path: &Path) -> Result<TokenFileSummary> {
 }
 
 fn read_manifest(folder: &Path) -> Result<Manifest> {
+    let metadata = fs::metadata(folder).map_err(|e| Error::io(folder, e))?;
+    if !metadata.is_dir() {
+        return Err(Error::format(folder, "must be the folder of a token file"));
+    }
     let path = folder.join(MANIFEST_NAME);
-    if !path.exists() && folder.is_dir() {
-        let reason = format!("not a complete token file: {MANIFEST_NAME} is missing");
+    if !path.exists() {
+        let reason = format!("not a complete token file, {MANIFEST_NAME} is missing");
         return Err(Error::format(folder, reason));
     }
     let mut text = Vec::new();
@@ -242,9 +246,10 @@ fn open(path: &Path) -> Result<File> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => File::open(path).map_err(|e| Error::io(path, e)),
         Ok(_) => Err(Error::format(path, "must be a regular file")),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(Error::format(path, "named by the manifest but missing"))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::format(
+            path,
+            "belongs to the token file but is missing",
+        )),
         Err(e) => Err(Error::io(path, e)),
     }
 }
@@ -328,8 +333,8 @@ mod tests {
                 "{message}"
             );
         }
-        let message = verify(Path::new("/nonexistent")).unwrap_err().to_string();
-        assert!(message.contains("/nonexistent"), "{message}");
+        let missing = verify(Path::new("/nonexistent")).unwrap_err();
+        assert!(matches!(missing, Error::Io { .. }), "{missing}");
     }
 
     /// A manifest that is true to itself, but crafted: counts far above the files' sizes.

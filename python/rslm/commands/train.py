@@ -85,7 +85,7 @@ def train(options: TrainOptions) -> int:
     from rslm.train import train as run_training
 
     if config.init_from is not None:
-        weights_path(config.init_from)  # Refuses what has no weights before a folder is made.
+        require_files([weights_path(config.init_from)])  # Before a folder is made.
     resume = options.resume
     if options.text:
         from rslm.text_run import begin, make_token_files
