@@ -145,8 +145,8 @@ def encode_rslm(tokenizer: rslm.Tokenizer) -> Encode:
     return tokenizer.encode
 
 
-def encode_rslm_batch(tokenizer: rslm.Tokenizer) -> Encode:
-    return lambda text: tokenizer.encode_batch([text], n_threads=THREADS)[0]
+def encode_rslm_array(tokenizer: rslm.Tokenizer) -> Encode:
+    return lambda text: tokenizer.encode_batch([text], n_threads=1)[0]
 
 
 def encode_reference(tokenizer: rslm.Tokenizer) -> Encode:
@@ -184,7 +184,7 @@ def encode_gigatoken(tokenizer: rslm.Tokenizer) -> Encode:
 
 ENCODERS: dict[str, Callable[[rslm.Tokenizer], Encode]] = {
     "rslm": encode_rslm,
-    "rslm_batch_2_threads": encode_rslm_batch,
+    "rslm_array": encode_rslm_array,
     "reference": encode_reference,
     "tokenizers": encode_tokenizers,
     "tiktoken": encode_tiktoken,

@@ -304,6 +304,7 @@ def test_resume_refuses_other_options_and_other_data(
     data = replace(config.data, train=tmp_path / "other")
     with pytest.raises(ValueError, match="the data must be what the run began with"):
         train(replace(config, data=data), resume=True)
+    assert read_config(TrainConfig, config.out / "config.toml").data == config.data
 
 
 def test_resume_takes_moved_data_and_smaller_micro_batches(

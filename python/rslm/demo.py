@@ -237,6 +237,8 @@ def summarise(
 
 def model_score(model: "Transformer", tokenizer: "Tokenizer", config: TrainConfig) -> float:
     """The model's bits per byte on the whole held-out token file."""
+    import torch
+
     from rslm.evaluate.loss import evaluate_loss
     from rslm.token_file import TokenFile
 
@@ -244,8 +246,9 @@ def model_score(model: "Transformer", tokenizer: "Tokenizer", config: TrainConfi
     evaluation = evaluate_loss(
         model,
         TokenFile.open(config.data.valid, tokenizer=tokenizer),
-        batch_size=config.batch_size,
+        batch_size=16,
         token_byte_lengths=tokenizer.token_byte_lengths,
+        autocast_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
     )
     assert evaluation is not None
     return evaluation.bits_per_byte or math.nan

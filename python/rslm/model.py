@@ -159,12 +159,12 @@ class RotaryEmbedding(Module):
         return turned.to(x.dtype)
 
     def _make_tables(self, device: torch.device) -> None:
-        """Angles are multiplied out in float64: float32 loses digits at long positions."""
-        exponents = torch.arange(0, self.d_head, 2, dtype=torch.float64, device=device)
-        positions = torch.arange(self.context_length, dtype=torch.float64, device=device)
+        """Angles in float64, as float32 loses digits at long positions; not all devices can."""
+        exponents = torch.arange(0, self.d_head, 2, dtype=torch.float64, device="cpu")
+        positions = torch.arange(self.context_length, dtype=torch.float64, device="cpu")
         angles = torch.outer(positions, self.theta ** (-exponents / self.d_head))
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        self.register_buffer("cos", angles.cos().float().to(device), persistent=False)
+        self.register_buffer("sin", angles.sin().float().to(device), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         """Module.to and its kin: follow the device, but make the tables anew.

@@ -36,7 +36,7 @@ def open_run_folder(
 
     Args:
         out: the folder.
-        config: the resolved config, which `config.toml` then holds.
+        config: the resolved config; a new folder's `config.toml` holds it.
         resume: go on with an existing folder; one that is missing or empty is begun.
         resumable: dotted names of the options that may differ from those of the folder.
 
@@ -54,10 +54,16 @@ def open_run_folder(
         except BlockingIOError:
             raise BlockingIOError(f"another process uses the run folder {out}") from None
         _check_folder(out, config, resume=resume, resumable=resumable)
-        write_atomically(out / "config.toml", to_toml(config).encode())
+        if not (out / "config.toml").exists():
+            write_config(out, config)
         yield
     finally:
         os.close(descriptor)
+
+
+def write_config(out: Path, config: object) -> None:
+    """Makes `config.toml` hold this config, as it does once a run goes on with changed options."""
+    write_atomically(out / "config.toml", to_toml(config).encode())
 
 
 def _check_folder(out: Path, config: object, *, resume: bool, resumable: Collection[str]) -> None:
@@ -121,9 +127,13 @@ class AppendedFile:
         }
         self.write(json.dumps(finite) + "\n")
 
-    def sync(self) -> None:
-        """Flushes to the disk: a checkpoint must never count on bytes that a power cut takes."""
+    def sync(self) -> int:
+        """Flushes to the disk and returns the size.
+
+        A checkpoint counts on these bytes, so a power cut must not take them.
+        """
         os.fsync(self._file.fileno())
+        return self.n_bytes
 
     def __enter__(self) -> Self:
         return self

@@ -48,6 +48,7 @@ from rslm.run_folder import (
     describe_environment,
     open_run_folder,
     versions,
+    write_config,
 )
 from rslm.run_log import Clock, Meter, RunDisplay, peak_flops, write_loss_curve
 from rslm.token_file import TokenFile
@@ -133,8 +134,9 @@ def train(
             # `step` updates are made. Their checkpoint comes before validation and samples: a
             # run that is cut short in those loses nothing and makes them again.
             if step > saved_step and (stopping or is_due(step, config.checkpoint_every, config)):
+                state = run_state(config, data, step, clock, metrics, samples)
                 with clock.away():
-                    save(config, data, model, optimizer, step, clock, metrics, samples)
+                    save(config, model, optimizer, state)
                 saved_step = step
             if stopping:
                 break
@@ -185,7 +187,8 @@ def train(
                     display.show(row)
 
         if step > saved_step:  # Validation was told to stop.
-            save(config, data, model, optimizer, step, clock, metrics, samples)
+            state = run_state(config, data, step, clock, metrics, samples)
+            save(config, model, optimizer, state)
     write_loss_curve(out, f"{out.name} ({model_summary(config)})")
     return TrainResult(
         out=out,
@@ -311,39 +314,40 @@ def restore(
     return state
 
 
-def save(
+def save(config: TrainConfig, model: Transformer, optimizer: AdamW, state: Row) -> None:
+    """Writes the checkpoint of a state and removes the oldest."""
+    folder = config.out / "checkpoints"
+    checkpoint.write_run_checkpoint(folder, model, optimizer, state)
+    checkpoint.prune_checkpoints(folder, config.keep_checkpoints)
+
+
+def run_state(
     config: TrainConfig,
     data: Data,
-    model: Transformer,
-    optimizer: AdamW,
     step: int,
     clock: Clock,
     metrics: AppendedFile,
     samples: AppendedFile,
-) -> None:
-    """Writes the checkpoint of a step, which counts on the files of the run as they are now."""
-    metrics.sync()
-    samples.sync()
-    state = {
+) -> Row:
+    """What a checkpoint says beside the tensors; it counts on the files as they are now."""
+    return {
         "format": 1,
         "step": step,
         "n_tokens": step * config.batch_size * config.model.context_length,
         "elapsed_seconds": clock.elapsed_seconds,
-        "metrics_bytes": metrics.n_bytes,
-        "samples_bytes": samples.n_bytes,
+        "metrics_bytes": metrics.sync(),
+        "samples_bytes": samples.sync(),
         # Batches, weights and samples are drawn by seed and step; there is no other generator.
         "random": {"seed": config.seed, "step": step},
         "data": data.fingerprints,
         "config": to_record(config),
         "versions": versions(),
     }
-    folder = config.out / "checkpoints"
-    checkpoint.write_run_checkpoint(folder, model, optimizer, state)
-    checkpoint.prune_checkpoints(folder, config.keep_checkpoints)
 
 
 def record_start(config: TrainConfig, data: Data, device: torch.device, step: int) -> None:
-    """Leaves the tokenizer and a description of this start in the run folder."""
+    """Leaves config, tokenizer and a description of this start in the run folder."""
+    write_config(config.out, config)
     if data.train.tokenizer_json is not None:
         write_atomically(config.out / "tokenizer.json", data.train.tokenizer_json)
     entry = {"first_step": step, "seed": config.seed, "device": str(device)}
