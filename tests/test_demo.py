@@ -67,13 +67,14 @@ def test_demo_goes_on_after_it_was_killed(corpus: Path, tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    tokenizer = (tmp_path / "x" / "tokenizer.json").stat().st_mtime_ns
+    manifest = tmp_path / "x" / "tokens" / "train" / "manifest.json"
+    made_at = manifest.stat().st_mtime_ns
     done = subprocess.run(
         [*command, *options, "--resume"], cwd=tmp_path, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x" / "summary.json").exists()
-    assert (tmp_path / "x" / "tokenizer.json").stat().st_mtime_ns == tokenizer
+    assert manifest.stat().st_mtime_ns == made_at, "finished parts are kept"
 
 
 def test_demo_folder_to_resume_is_the_last_one(

@@ -39,7 +39,8 @@ def test_text_becomes_a_model_that_has_learnt_it(tmp_path: Path, stdlib_text: st
         f"--validate-every 60 --device cpu --n-threads 1 {MODEL} {optimizer}",
         tmp_path,
     )
-    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").open()]
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in metrics]
     scores = [row["val_bits_per_byte"] for row in rows if "val_bits_per_byte" in row]
     uniform = 9 * len(ids.split()) / len("import sys\n")
     assert scores[-1] < scores[0] < uniform

@@ -32,16 +32,22 @@ class Tokenizer:
         cls,
         vocab: dict[int, bytes],
         merges: Sequence[tuple[bytes, bytes]],
-        special_tokens: Sequence[str],
+        special_tokens: Sequence[tuple[str, int | None]],
         pattern: str,
     ) -> Tokenizer: ...
     @staticmethod
     def load(
-        path: _StrPath, format: str | None, pattern: str | None, special_tokens: Sequence[str]
+        path: _StrPath,
+        format: str | None,
+        pattern: str | None,
+        special_tokens: Sequence[tuple[str, int | None]],
     ) -> Tokenizer: ...
     @staticmethod
     def load_gpt2(
-        vocab_path: _StrPath, merges_path: _StrPath, special_tokens: Sequence[str], pattern: str
+        vocab_path: _StrPath,
+        merges_path: _StrPath,
+        special_tokens: Sequence[tuple[str, int | None]],
+        pattern: str,
     ) -> Tokenizer: ...
     @staticmethod
     def from_json(data: bytes) -> Tokenizer: ...

@@ -259,7 +259,9 @@ def print_scores(summary: Summary) -> None:
     longest = max(summary.bits_per_byte.values())
     for name, score in summary.bits_per_byte.items():
         bar = "█" * round(40 * score / longest)
-        print(f"   {name:<8} {score:6.3f}  {bar}", flush=True)
+        print(f"   {name:<8} {score:6.3f}  {bar}")
+    change = 1 - summary.bits_per_byte["rslm"] / summary.bits_per_byte["gzip -9"]
+    print(f"   {abs(change):.0%} {'fewer' if change > 0 else 'more'} bits than gzip", flush=True)
 
 
 def print_sample(

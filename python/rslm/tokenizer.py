@@ -104,7 +104,7 @@ class Tokenizer:
         self,
         vocab: Mapping[int, bytes],
         merges: Sequence[tuple[bytes, bytes]],
-        special_tokens: Sequence[str] | None = None,
+        special_tokens: Sequence[str] | Mapping[str, int] | None = None,
         *,
         pattern: str = "gpt2",
     ) -> None:
@@ -113,7 +113,8 @@ class Tokenizer:
         Args:
             vocab: Ids and bytes; all 256 single bytes must be there.
             merges: Pairs of token bytes, most important first.
-            special_tokens: Reserved strings; those not in `vocab` get the next ids.
+            special_tokens: Reserved strings; those not in `vocab` get the next ids, unless
+                a mapping says which.
             pattern: As in `train_bpe`.
 
         Raises:
@@ -121,7 +122,7 @@ class Tokenizer:
                 range, or a special token is empty or repeated.
         """
         self._core = _rslm.Tokenizer(
-            dict(vocab), list(merges), _strings("special_tokens", special_tokens), pattern
+            dict(vocab), list(merges), _specials(special_tokens), pattern
         )
 
     @classmethod
@@ -153,11 +154,13 @@ class Tokenizer:
             )
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of str, got one str")
+        if vocab_size < 0:
+            raise ValueError(f"vocab_size must be at least 256, got {vocab_size}")
         with _callback(progress) as callback:
             core = _rslm.train_bpe(
                 _paths(input_path),
                 texts,
-                _whole("vocab_size", vocab_size),
+                vocab_size,
                 _strings("special_tokens", special_tokens),
                 pattern,
                 tie_break,
@@ -173,7 +176,7 @@ class Tokenizer:
         cls,
         vocab_path: StrPath,
         merges_path: StrPath,
-        special_tokens: Sequence[str] | None = None,
+        special_tokens: Sequence[str] | Mapping[str, int] | None = None,
         *,
         pattern: str = "gpt2",
     ) -> Tokenizer:
@@ -183,7 +186,7 @@ class Tokenizer:
             FormatError: a file does not hold what it must.
             OSError: a file cannot be read.
         """
-        specials = _strings("special_tokens", special_tokens)
+        specials = _specials(special_tokens)
         return cls._of(_rslm.Tokenizer.load_gpt2(vocab_path, merges_path, specials, pattern))
 
     @classmethod
@@ -193,7 +196,7 @@ class Tokenizer:
         format: Literal["rslm", "hf", "gpt2", "tiktoken"] | None = None,
         *,
         pattern: str | None = None,
-        special_tokens: Sequence[str] | None = None,
+        special_tokens: Sequence[str] | Mapping[str, int] | None = None,
     ) -> Tokenizer:
         """The tokenizer of a file, or of a folder that holds one.
 
@@ -202,14 +205,14 @@ class Tokenizer:
                 beside it, or a `.tiktoken` file.
             format: None to recognise it from the content.
             pattern: Overrides the file's; required for `.tiktoken`, which carries none.
-            special_tokens: Added to those of the file.
+            special_tokens: Added to those of the file, with the next ids or those given.
 
         Raises:
             FormatError: the file is corrupt, or not byte-level BPE.
             ValueError: `pattern` is missing or invalid.
             OSError: the file cannot be read.
         """
-        specials = _strings("special_tokens", special_tokens)
+        specials = _specials(special_tokens)
         return cls._of(_rslm.Tokenizer.load(path, format, pattern, specials))
 
     @classmethod
@@ -459,6 +462,20 @@ def _strings(name: str, strings: Sequence[str] | None) -> list[str]:
     if isinstance(strings, (str, bytes)):
         raise TypeError(f"{name} must be a sequence of str, got one {type(strings).__name__}")
     return list(strings or ())
+
+
+def _specials(
+    special_tokens: Sequence[str] | Mapping[str, int] | None,
+) -> list[tuple[str, int | None]]:
+    if isinstance(special_tokens, Mapping):
+        for text, token_id in special_tokens.items():
+            if not 0 <= token_id < 1 << 24:
+                raise ValueError(
+                    f"the id of the special token {text!r} must be from 0 to {(1 << 24) - 1}, "
+                    f"got {token_id}"
+                )
+        return list(special_tokens.items())
+    return [(text, None) for text in _strings("special_tokens", special_tokens)]
 
 
 def _whole(name: str, value: int) -> int:

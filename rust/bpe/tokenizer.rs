@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
-use super::cache::{WordCache, key_of};
+use super::cache::{WordCache, key_at};
 use super::formats;
 use super::merge::{MergeScratch, PairRanks};
 use super::vocab::{Merge, Vocab};
 use crate::error::{Error, Result};
-use crate::pretokenize::{Pattern, Segment, SpecialTokens};
+use crate::pretokenize::{Batch, Pattern, Segment, SpecialTokens};
 
 /// Which pairs of tokens may merge, and in which order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,19 +41,35 @@ pub struct Tokenizer {
     scratch: Mutex<Vec<Scratch>>,
 }
 
-/// Working memory of one thread: the word cache and the merge buffers.
-pub struct Scratch {
+/// Working memory of one thread.
+struct Scratch {
+    /// Where the pretokens of a batch end.
+    ends: Vec<u32>,
+    words: Words,
+}
+
+/// What it takes to encode pretokens: the cache and the buffers of the merge.
+struct Words {
     cache: WordCache,
+    keys: Vec<u128>,
     symbols: Vec<u32>,
     merge: MergeScratch,
 }
 
+/// The key of a pretoken that is too long for the cache; its length byte is no length.
+const TOO_LONG: u128 = u128::MAX;
+
 impl Scratch {
     fn new() -> Self {
-        Self {
+        let words = Words {
             cache: WordCache::new(),
+            keys: Vec::with_capacity(1024),
             symbols: Vec::with_capacity(64),
             merge: MergeScratch::default(),
+        };
+        Self {
+            ends: Vec::with_capacity(1024),
+            words,
         }
     }
 }
@@ -64,8 +80,9 @@ pub struct Parts {
     pub vocab: Vec<(u32, Vec<u8>)>,
     /// Pairs of token bytes in order of rank; ignored for [`MergeBy::Ids`].
     pub merges: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Reserved strings; those not in the vocabulary get the next ids.
-    pub special_tokens: Vec<String>,
+    /// Reserved strings. One with an id has that id; of the others, those not in the
+    /// vocabulary get the next ids.
+    pub special_tokens: Vec<(String, Option<u32>)>,
     /// Name or regular expression.
     pub pattern: String,
     /// Which pairs merge.
@@ -78,9 +95,14 @@ impl Tokenizer {
     /// does not exist, or a part is invalid by itself.
     pub fn new(parts: Parts) -> Result<Self> {
         let pattern = Pattern::new(&parts.pattern)?;
-        let mut vocab = Vocab::new(parts.vocab)?;
-        let specials = SpecialTokens::new(&parts.special_tokens)?;
-        let special_ids = add_specials(&mut vocab, specials.texts())?;
+        let texts: Vec<String> = parts
+            .special_tokens
+            .iter()
+            .map(|(text, _)| text.clone())
+            .collect();
+        let specials = SpecialTokens::new(&texts)?;
+        let mut vocab = Vocab::new(with_given_ids(parts.vocab, &parts.special_tokens)?)?;
+        let special_ids = add_specials(&mut vocab, &parts.special_tokens)?;
         let ids = vocab.ids();
         let byte_ids = ids_of_bytes(&ids)?;
         let ordinary_ids = match parts.merge_by {
@@ -238,27 +260,55 @@ impl Tokenizer {
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) -> Result<()> {
-        self.pattern.split(segment, |pretoken| {
-            self.encode_pretoken(pretoken, scratch, out);
-        })
+        let Scratch { ends, words } = scratch;
+        self.pattern
+            .split_batches(segment, ends, |batch| self.encode_batch(batch, words, out))
     }
 
+    /// Appends the ids of a batch of pretokens.
+    ///
+    /// The lines of the cache are fetched for all of them first; then each costs a copy of
+    /// four places, however many count, and the one branch of a miss.
     #[inline]
-    fn encode_pretoken(&self, pretoken: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        if let [byte] = pretoken {
-            out.push(self.byte_ids[*byte as usize]);
-            return;
+    fn encode_batch(&self, batch: Batch<'_>, words: &mut Words, out: &mut Vec<u32>) {
+        words.keys.clear();
+        for (start, end) in batch.pretokens() {
+            let key = key_at(batch.segment, start, end).unwrap_or(TOO_LONG);
+            words.cache.prefetch(key);
+            words.keys.push(key);
         }
-        let key = key_of(pretoken);
-        if let Some(token_ids) = key.and_then(|key| scratch.cache.get(key)) {
-            out.extend_from_slice(token_ids);
-            return;
+        let mut n = out.len();
+        out.resize(n + 4 * batch.ends.len(), 0);
+        for (i, (start, end)) in batch.pretokens().enumerate() {
+            let value = words.cache.get(words.keys[i]);
+            if value[3] != 0 {
+                out[n..n + 4].copy_from_slice(&value);
+                n += value[3] as usize;
+                continue;
+            }
+            let token_ids = self.encode_pretoken(&batch.segment[start..end], words.keys[i], words);
+            // What is left to come needs at most four places each.
+            out.resize(n + token_ids.len() + 4 * (batch.ends.len() - i - 1), 0);
+            out[n..n + token_ids.len()].copy_from_slice(token_ids);
+            n += token_ids.len();
         }
-        let Scratch {
+        out.truncate(n);
+    }
+
+    /// The ids of a pretoken that the cache does not hold; it does then, if it can.
+    #[inline(never)]
+    fn encode_pretoken<'w>(&self, pretoken: &[u8], key: u128, words: &'w mut Words) -> &'w [u32] {
+        let Words {
             cache,
             symbols,
             merge,
-        } = scratch;
+            ..
+        } = words;
+        // One huge pretoken must not keep its buffers for the tokenizer's life.
+        if symbols.capacity() > 1 << 16 {
+            *symbols = Vec::with_capacity(64);
+            *merge = MergeScratch::default();
+        }
         symbols.clear();
         if let Some(&id) = self.ordinary_ids.get(pretoken) {
             symbols.push(id);
@@ -266,15 +316,10 @@ impl Tokenizer {
             symbols.extend(pretoken.iter().map(|&byte| self.byte_ids[byte as usize]));
             self.ranks.merge(symbols, merge);
         }
-        if let Some(key) = key {
+        if key != TOO_LONG {
             cache.insert(key, symbols);
         }
-        out.extend_from_slice(symbols);
-        // One huge pretoken must not keep its buffers for the tokenizer's life.
-        if symbols.capacity() > 1 << 16 {
-            *symbols = Vec::with_capacity(64);
-            *merge = MergeScratch::default();
-        }
+        symbols
     }
 
     /// Appends the bytes of each id.
@@ -294,15 +339,43 @@ impl Tokenizer {
     }
 }
 
-/// Ids of the special tokens; those that the vocabulary does not hold are appended.
-fn add_specials(vocab: &mut Vocab, texts: &[String]) -> Result<Vec<u32>> {
-    let known = vocab.ids();
-    texts
+/// The entries with those special tokens that bring their id.
+fn with_given_ids(
+    mut entries: Vec<(u32, Vec<u8>)>,
+    specials: &[(String, Option<u32>)],
+) -> Result<Vec<(u32, Vec<u8>)>> {
+    let known: FxHashMap<u32, usize> = entries
         .iter()
-        .map(|text| match known.get(text.as_bytes()) {
-            Some(&id) => Ok(id),
-            None => vocab.push(text.as_bytes()),
-        })
+        .enumerate()
+        .map(|(place, (id, _))| (*id, place))
+        .collect();
+    for (text, id) in specials {
+        let Some(id) = id else { continue };
+        match known.get(id) {
+            None => entries.push((*id, text.as_bytes().to_vec())),
+            Some(&place) if entries[place].1 == text.as_bytes() => {}
+            Some(&place) => {
+                return Err(Error::Argument(format!(
+                    "the special token {text:?} must not have the id {id} of the token \"{}\"",
+                    entries[place].1.escape_ascii()
+                )));
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// Ids of the special tokens; those that the vocabulary does not hold are appended.
+fn add_specials(vocab: &mut Vocab, specials: &[(String, Option<u32>)]) -> Result<Vec<u32>> {
+    let known = vocab.ids();
+    specials
+        .iter()
+        .map(
+            |(text, id)| match id.or_else(|| known.get(text.as_bytes()).copied()) {
+                Some(id) => Ok(id),
+                None => vocab.push(text.as_bytes()),
+            },
+        )
         .collect()
 }
 
@@ -357,7 +430,10 @@ mod tests {
         Tokenizer::new(Parts {
             vocab,
             merges: merges.collect(),
-            special_tokens: specials.iter().map(ToString::to_string).collect(),
+            special_tokens: specials
+                .iter()
+                .map(|text| (text.to_string(), None))
+                .collect(),
             pattern: "gpt2".into(),
             merge_by,
         })

@@ -14,6 +14,7 @@
 
 use rustc_hash::FxHashMap;
 
+use super::count::PretokenCounts;
 use super::vocab::{Merge, Vocab};
 use crate::Progress;
 use crate::error::{Error, Result};
@@ -114,8 +115,8 @@ struct Trainer {
 ///
 /// # Errors
 /// `Argument` from [`TrainOptions::check`]; whatever `progress` returns.
-pub fn train<'w>(
-    pretokens: impl Iterator<Item = (&'w [u8], u64)>,
+pub fn train(
+    pretokens: &PretokenCounts,
     options: &TrainOptions,
     progress: &mut Progress,
 ) -> Result<Trained> {
@@ -147,10 +148,7 @@ pub fn train<'w>(
 }
 
 impl Trainer {
-    fn new<'w>(
-        pretokens: impl Iterator<Item = (&'w [u8], u64)>,
-        options: &TrainOptions,
-    ) -> Result<Self> {
+    fn new(pretokens: &PretokenCounts, options: &TrainOptions) -> Result<Self> {
         let mut vocab = Vocab::new(Vec::new())?;
         if options.tie_break != TieBreak::FirstId {
             for special in &options.special_tokens {
@@ -175,14 +173,16 @@ impl Trainer {
             pairs: FxHashMap::default(),
             queue: Queue::default(),
         };
-        for (pretoken, count) in pretokens.filter(|(pretoken, _)| pretoken.len() > 1) {
-            trainer.starts.push(trainer.symbols.len());
-            trainer.lens.push(pretoken.len() as u32);
-            trainer.counts.push(count);
-            trainer
-                .symbols
-                .extend(pretoken.iter().map(|&byte| byte_ids[byte as usize]));
-        }
+        pretokens.for_each(|pretoken, count| {
+            if pretoken.len() > 1 {
+                trainer.starts.push(trainer.symbols.len());
+                trainer.lens.push(pretoken.len() as u32);
+                trainer.counts.push(count);
+                trainer
+                    .symbols
+                    .extend(pretoken.iter().map(|&byte| byte_ids[byte as usize]));
+            }
+        });
         trainer.count_pairs();
         Ok(trainer)
     }
@@ -409,8 +409,11 @@ mod tests {
             special_tokens: Vec::new(),
             tie_break,
         };
-        let pretokens = words.iter().map(|(word, count)| (word.as_bytes(), *count));
-        let trained = train(pretokens, &options, &mut |_, _, _| Ok(())).expect("valid options");
+        let mut pretokens = PretokenCounts::new();
+        for (word, count) in words {
+            pretokens.add(word.as_bytes(), *count);
+        }
+        let trained = train(&pretokens, &options, &mut |_, _, _| Ok(())).expect("valid options");
         let text = |id| String::from_utf8_lossy(trained.vocab.bytes(id)).into_owned();
         trained
             .merges

@@ -8,7 +8,7 @@ use std::str;
 
 use crate::bpe::Tokenizer;
 use crate::error::{Error, Result};
-use crate::pretokenize::{Pattern, Segment, SpecialTokens, safe_cut};
+use crate::pretokenize::{Batch, Pattern, Segment, SpecialTokens, safe_cut};
 
 const BLOCK_BYTES: usize = 4 << 20;
 
@@ -83,15 +83,22 @@ impl Splitter {
         }
     }
 
-    /// Calls `each` with every pretoken of a text.
-    pub fn for_each_pretoken(&self, text: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
+    /// Calls `each` with every pretoken of a text, batch by batch; `ends` is working memory.
+    pub fn for_each_batch(
+        &self,
+        text: &[u8],
+        ends: &mut Vec<u32>,
+        mut each: impl FnMut(Batch<'_>),
+    ) -> Result<()> {
         self.specials
             .split(text, |segment| match (segment, self.unit) {
                 (Segment::Special(_), _) => Ok(()),
-                (Segment::Text(text), Unit::Document) => self.pattern.split(text, &mut each),
+                (Segment::Text(text), Unit::Document) => {
+                    self.pattern.split_batches(text, ends, &mut each)
+                }
                 (Segment::Text(text), Unit::Line) => text
                     .split_inclusive(|&byte| byte == b'\n')
-                    .try_for_each(|line| self.pattern.split(line, &mut each)),
+                    .try_for_each(|line| self.pattern.split_batches(line, ends, &mut each)),
             })
     }
 }
@@ -272,8 +279,12 @@ mod tests {
             let splitter = splitter(pattern, &["<|x y|>", "<|x y|><|x y|>"], unit);
             let collect = |part: &[u8]| {
                 let mut out = Vec::new();
+                let each = |batch: Batch<'_>| {
+                    let pretokens = batch.pretokens();
+                    out.extend(pretokens.map(|(start, end)| batch.segment[start..end].to_vec()));
+                };
                 splitter
-                    .for_each_pretoken(part, |p| out.push(p.to_vec()))
+                    .for_each_batch(part, &mut Vec::new(), each)
                     .expect("UTF-8");
                 out
             };

@@ -30,26 +30,27 @@ pub fn count_pretokens(
     n_threads: Option<usize>,
     progress: &mut Progress,
 ) -> Result<PretokenCounts> {
-    let count = |counts: &mut PretokenCounts, mut block: Block| {
+    let new_counter = || (PretokenCounts::new(), Vec::new(), Vec::new());
+    let count = |(counts, ends, keys): &mut (PretokenCounts, _, _), mut block: Block| {
         let n_bytes = block.bytes.len() as u64;
         block.check_utf8(invalid)?;
         for text in block.texts() {
-            splitter.for_each_pretoken(text, |pretoken| counts.add(pretoken, 1))?;
+            splitter.for_each_batch(text, ends, |batch| counts.add_batch(batch, keys))?;
         }
         Ok(n_bytes)
     };
     let mut done = 0;
-    let tables = in_order(
+    let counters = in_order(
         thread_count(n_threads),
         blocks,
-        PretokenCounts::new,
+        new_counter,
         count,
         |n_bytes| {
             done += n_bytes;
             progress("count", done, total_bytes)
         },
     )?;
-    let mut tables = tables.into_iter();
+    let mut tables = counters.into_iter().map(|(counts, ..)| counts);
     let mut counts = tables.next().unwrap_or_default();
     for table in tables {
         counts.merge(&table);

@@ -6,11 +6,12 @@
 
 mod regex;
 mod scalar;
+mod simd;
 mod special;
 mod unicode;
 mod unicode_table;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 pub use special::{Segment, SpecialTokens};
 pub use unicode::UNICODE_VERSION;
 
@@ -87,23 +88,79 @@ impl Pattern {
     /// # Errors
     /// `Argument` where a regular expression meets bytes that are not UTF-8 or gives up.
     #[inline]
-    pub fn split<'t>(&self, segment: &'t [u8], each: impl FnMut(&'t [u8])) -> Result<()> {
+    pub fn split(&self, segment: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
+        self.split_batches(segment, &mut Vec::new(), |batch| {
+            for (start, end) in batch.pretokens() {
+                each(&batch.segment[start..end]);
+            }
+        })
+    }
+
+    /// Calls `each` with every pretoken of one segment, batch by batch, in order; `ends` is
+    /// working memory.
+    ///
+    /// # Errors
+    /// As [`Pattern::split`].
+    #[inline]
+    pub fn split_batches(
+        &self,
+        segment: &[u8],
+        ends: &mut Vec<u32>,
+        mut each: impl FnMut(Batch<'_>),
+    ) -> Result<()> {
+        // Positions are u32. No pretoken straddles what a longer segment is divided at.
+        let mut rest = segment;
+        while rest.len() > MAX_PART {
+            let cut = safe_cut(&rest[..MAX_PART], 0).filter(|_| self.has_safe_cuts());
+            let Some(cut) = cut else {
+                return Err(Error::Argument(format!(
+                    "a text without word boundaries or special tokens must be shorter than 4 GiB, \
+                     got {} bytes",
+                    rest.len()
+                )));
+            };
+            self.split_part(&rest[..cut], ends, &mut each)?;
+            rest = &rest[cut..];
+        }
+        self.split_part(rest, ends, &mut each)
+    }
+
+    #[inline]
+    fn split_part(
+        &self,
+        segment: &[u8],
+        ends: &mut Vec<u32>,
+        each: &mut impl FnMut(Batch<'_>),
+    ) -> Result<()> {
         match self {
-            Self::Gpt2 => scan(segment, scalar::gpt2, each),
-            Self::Cl100k => scan(
-                segment,
-                |t, at| scalar::cl100k(t, at, Cl100kEnd::Shipped),
-                each,
-            ),
+            Self::Gpt2 if segment.len() >= MIN_BLOCK_SCAN => scan_blocks(segment, ends, each),
+            Self::Gpt2 => scan(segment, scalar::gpt2, ends, each),
+            Self::Cl100k => {
+                scan(
+                    segment,
+                    |t, at| scalar::cl100k(t, at, Cl100kEnd::Shipped),
+                    ends,
+                    each,
+                );
+            }
             Self::Cl100k2023 => {
                 scan(
                     segment,
                     |t, at| scalar::cl100k(t, at, Cl100kEnd::Spelling2023),
+                    ends,
                     each,
                 );
             }
-            Self::O200k => scan(segment, scalar::o200k, each),
-            Self::Regex(regex) => return regex.split(segment, each),
+            Self::O200k => scan(segment, scalar::o200k, ends, each),
+            Self::Regex(regex) => {
+                ends.clear();
+                regex.split(segment, ends)?;
+                each(Batch {
+                    segment,
+                    start: 0,
+                    ends,
+                });
+            }
         }
         Ok(())
     }
@@ -115,17 +172,84 @@ impl Pattern {
     }
 }
 
+/// Consecutive pretokens of a segment. What looks them up in a table can ask for the lines
+/// of a whole batch before it waits for the first.
+#[derive(Clone, Copy)]
+pub struct Batch<'b> {
+    /// The segment.
+    pub segment: &'b [u8],
+    /// Where the first pretoken starts.
+    pub start: usize,
+    /// Where each of them ends, which is where the next one starts.
+    pub ends: &'b [u32],
+}
+
+impl Batch<'_> {
+    /// Start and end of each pretoken in the segment.
+    #[inline]
+    pub fn pretokens(&self) -> impl Iterator<Item = (usize, usize)> {
+        let mut start = self.start;
+        self.ends.iter().map(move |&end| {
+            let from = std::mem::replace(&mut start, end as usize);
+            (from, end as usize)
+        })
+    }
+}
+
+/// Below this length of a segment the set-up of the block scanner does not pay.
+const MIN_BLOCK_SCAN: usize = 64;
+
+/// Longest part of a segment that is scanned at once.
+const MAX_PART: usize = u32::MAX as usize;
+
+/// Pretokens per batch of the scalar scanners, and blocks per batch of the other.
+const BATCH: usize = 256;
+const BATCH_BLOCKS: usize = 16;
+
 #[inline]
-fn scan<'t>(
-    segment: &'t [u8],
+fn scan_blocks(segment: &[u8], ends: &mut Vec<u32>, each: &mut impl FnMut(Batch<'_>)) {
+    let mut scanner = simd::BlockScanner::new(segment);
+    let mut start = 0;
+    let mut more = true;
+    while more {
+        ends.clear();
+        more = scanner.next_starts(BATCH_BLOCKS, ends);
+        // A pretoken ends where the next one starts; the first starts with the segment.
+        if start == 0 && ends.first() == Some(&0) {
+            ends.remove(0);
+        }
+        if !more {
+            ends.push(segment.len() as u32);
+        }
+        each(Batch {
+            segment,
+            start,
+            ends,
+        });
+        start = ends.last().map_or(start, |&end| end as usize);
+    }
+}
+
+#[inline]
+fn scan(
+    segment: &[u8],
     end_of_pretoken: impl Fn(&[u8], usize) -> usize,
-    mut each: impl FnMut(&'t [u8]),
+    ends: &mut Vec<u32>,
+    each: &mut impl FnMut(Batch<'_>),
 ) {
     let mut at = 0;
     while at < segment.len() {
-        let end = end_of_pretoken(segment, at);
-        each(&segment[at..end]);
-        at = end;
+        let start = at;
+        ends.clear();
+        while at < segment.len() && ends.len() < BATCH {
+            at = end_of_pretoken(segment, at);
+            ends.push(at as u32);
+        }
+        each(Batch {
+            segment,
+            start,
+            ends,
+        });
     }
 }
 
@@ -177,7 +301,7 @@ mod tests {
         let pattern = Pattern::new(pattern).expect("a known pattern");
         pattern
             .split(text.as_bytes(), |p| {
-                out.push(String::from_utf8_lossy(p).into_owned())
+                out.push(String::from_utf8_lossy(p).into_owned());
             })
             .expect("a named pattern cannot fail");
         out

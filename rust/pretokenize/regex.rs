@@ -26,13 +26,9 @@ impl RegexPattern {
         self.regex.as_str()
     }
 
-    /// Calls `each` with every match, and with the text between matches, so that no byte
-    /// is lost where the expression leaves gaps (HF's "isolated" behaviour).
-    pub(super) fn split<'t>(
-        &self,
-        segment: &'t [u8],
-        mut each: impl FnMut(&'t [u8]),
-    ) -> Result<()> {
+    /// Appends the end of every match, and of the text between matches, so that no byte is
+    /// lost where the expression leaves gaps (HF's "isolated" behaviour).
+    pub(super) fn split(&self, segment: &[u8], ends: &mut Vec<u32>) -> Result<()> {
         let text = std::str::from_utf8(segment).map_err(|error| {
             Error::Argument(format!(
                 "a regular expression splits UTF-8 text only: invalid UTF-8 at byte {} of a segment",
@@ -40,21 +36,20 @@ impl RegexPattern {
             ))
         })?;
         let mut done = 0;
+        let mut end_at = |end: usize| {
+            if end > done {
+                ends.push(end as u32);
+                done = end;
+            }
+        };
         for found in self.regex.find_iter(text) {
             let found = found.map_err(|error| {
                 Error::Argument(format!("pattern {:?} gave up: {error}", self.as_str()))
             })?;
-            if found.start() > done {
-                each(&segment[done..found.start()]);
-            }
-            if found.end() > found.start() {
-                each(&segment[found.start()..found.end()]);
-            }
-            done = done.max(found.end());
+            end_at(found.start());
+            end_at(found.end());
         }
-        if done < segment.len() {
-            each(&segment[done..]);
-        }
+        end_at(segment.len());
         Ok(())
     }
 }
@@ -66,11 +61,9 @@ mod tests {
     #[test]
     fn gaps_between_matches_are_kept() {
         let pattern = RegexPattern::new(r"\d+").expect("a valid expression");
-        let mut pieces = Vec::new();
-        pattern
-            .split(b"ab12c3d", |p| pieces.push(p))
-            .expect("UTF-8");
-        assert_eq!(pieces, [&b"ab"[..], b"12", b"c", b"3", b"d"]);
+        let mut ends = Vec::new();
+        pattern.split(b"ab12c3d", &mut ends).expect("UTF-8");
+        assert_eq!(ends, [2, 4, 5, 6, 7]);
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn after_last_newline(text: &[u8], start: usize, end: usize) -> Option<usize> {
 }
 
 /// End of `'(?:[sdmt]|ll|ve|re)` at `at`.
-fn contraction_end(text: &[u8], at: usize) -> Option<usize> {
+pub(super) fn contraction_end(text: &[u8], at: usize) -> Option<usize> {
     match text.get(at + 1..)? {
         [b's' | b'd' | b'm' | b't', ..] => Some(at + 2),
         [b'l', b'l', ..] | [b'v' | b'r', b'e', ..] => Some(at + 3),

@@ -135,7 +135,7 @@ pub fn train_bpe(
             let total = blocks.total_bytes();
             count_pretokens(blocks, total, &splitter, invalid, n_threads, progress)?
         };
-        tokenizer_of(&train(counts.iter(), &options, progress)?, options, pattern)
+        tokenizer_of(&train(&counts, &options, progress)?, options, pattern)
     });
     match raised {
         Some(raised) => Err(raised),
@@ -160,7 +160,11 @@ fn tokenizer_of(
             .iter()
             .map(|(id, token_bytes)| (id, token_bytes.to_vec()))
             .collect(),
-        special_tokens: options.special_tokens,
+        special_tokens: options
+            .special_tokens
+            .into_iter()
+            .map(|text| (text, None))
+            .collect(),
         pattern,
         merge_by: MergeBy::Merges,
     })

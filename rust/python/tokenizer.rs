@@ -7,7 +7,8 @@ use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict, PyIterator, PyList, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyInt, PyIterator, PyList, PySlice, PyString};
 
 use super::text_of;
 use crate::bpe::formats::{self, Format};
@@ -16,11 +17,33 @@ use crate::files::{StreamEncoder, encode_batch};
 
 /// Byte-level BPE: the core of `rslm.Tokenizer`.
 #[pyclass(frozen, module = "rslm._rslm")]
-pub struct Tokenizer(pub(super) Arc<crate::Tokenizer>);
+pub struct Tokenizer(pub(super) Arc<crate::Tokenizer>, PyOnceLock<Vec<Py<PyInt>>>);
 
 impl From<crate::Tokenizer> for Tokenizer {
     fn from(tokenizer: crate::Tokenizer) -> Self {
-        Self(Arc::new(tokenizer))
+        Self(Arc::new(tokenizer), PyOnceLock::new())
+    }
+}
+
+/// Lists at least this long are made of integers that exist already.
+const SHARE_INTEGERS: usize = 4096;
+
+impl Tokenizer {
+    /// A list of ids. Making an integer costs ten times as much as counting one more
+    /// reference to it, so long lists share one integer per id of the vocabulary.
+    fn list<'py>(&self, py: Python<'py>, token_ids: Vec<u32>) -> PyResult<Bound<'py, PyList>> {
+        if token_ids.len() < SHARE_INTEGERS && self.1.get(py).is_none() {
+            return PyList::new(py, token_ids);
+        }
+        let integers = self.1.get_or_init(py, || {
+            (0..self.0.vocab().len())
+                .map(|id| PyInt::new(py, id).unbind())
+                .collect()
+        });
+        PyList::new(
+            py,
+            token_ids.iter().map(|&id| integers[id as usize].bind(py)),
+        )
     }
 }
 
@@ -60,7 +83,7 @@ impl Tokenizer {
     fn new(
         vocab: &Bound<'_, PyDict>,
         merges: Vec<(PyBackedBytes, PyBackedBytes)>,
-        special_tokens: Vec<String>,
+        special_tokens: Vec<(String, Option<u32>)>,
         pattern: String,
     ) -> PyResult<Self> {
         let mut entries = Vec::with_capacity(vocab.len());
@@ -93,7 +116,7 @@ impl Tokenizer {
         path: PathBuf,
         format: Option<&str>,
         pattern: Option<&str>,
-        special_tokens: Vec<String>,
+        special_tokens: Vec<(String, Option<u32>)>,
     ) -> PyResult<Self> {
         let format = format.map(Format::new).transpose()?;
         let tokenizer = py.detach(|| formats::load(&path, format, pattern, &special_tokens))?;
@@ -105,7 +128,7 @@ impl Tokenizer {
         py: Python<'_>,
         vocab_path: PathBuf,
         merges_path: PathBuf,
-        special_tokens: Vec<String>,
+        special_tokens: Vec<(String, Option<u32>)>,
         pattern: &str,
     ) -> PyResult<Self> {
         let load = || formats::load_gpt2(&vocab_path, &merges_path, &special_tokens, pattern);
@@ -175,7 +198,7 @@ impl Tokenizer {
         py: Python<'py>,
         text: &Bound<'py, PyString>,
     ) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, self.encoded(py, text)?)
+        self.list(py, self.encoded(py, text)?)
     }
 
     fn encode_ordinary<'py>(
@@ -186,7 +209,7 @@ impl Tokenizer {
         let text = text_of(text)?;
         let mut out = Vec::new();
         py.detach(|| self.0.encode_ordinary_into(text.as_bytes(), &mut out))?;
-        PyList::new(py, out)
+        self.list(py, out)
     }
 
     fn encode_allowing<'py>(
@@ -202,7 +225,7 @@ impl Tokenizer {
             self.0
                 .encode_allowing(text.as_bytes(), is_allowed, &mut out)
         })?;
-        PyList::new(py, out)
+        self.list(py, out)
     }
 
     fn count(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<usize> {
@@ -241,6 +264,7 @@ impl Tokenizer {
             texts: texts.try_iter()?.unbind(),
             state: Mutex::new(IteratorState {
                 stream: Some(StreamEncoder::new(&self.0)),
+                surrogate: None,
                 ready: Vec::new(),
                 next: 0,
             }),
@@ -280,6 +304,8 @@ impl Tokenizer {
 struct IteratorState {
     /// `None` once the text has ended.
     stream: Option<StreamEncoder>,
+    /// A high surrogate at the end of a piece, whose other half may begin the next one.
+    surrogate: Option<Py<PyString>>,
     ready: Vec<u32>,
     next: usize,
 }
@@ -316,6 +342,7 @@ impl EncodeIterator {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let IteratorState {
                 stream,
+                surrogate,
                 ready,
                 next,
             } = &mut *state;
@@ -325,13 +352,45 @@ impl EncodeIterator {
                 return Ok(None);
             };
             if let Some(text) = text {
+                let text = join_surrogates(text, surrogate)?;
                 encoder.push(&self.tokenizer, &text_of(&text)?, ready)?;
             } else {
+                if let Some(lone) = surrogate.take() {
+                    encoder.push(&self.tokenizer, &text_of(lone.bind(py))?, ready)?;
+                }
                 encoder.finish(&self.tokenizer, ready)?;
                 *stream = None;
             }
         }
     }
+}
+
+/// The text after the surrogate that was held, and without the one that it ends with,
+/// which is held now: its other half may begin the next text.
+fn join_surrogates<'py>(
+    text: Bound<'py, PyString>,
+    held: &mut Option<Py<PyString>>,
+) -> PyResult<Bound<'py, PyString>> {
+    let py = text.py();
+    let text = match held.take() {
+        Some(high) => high.bind(py).add(text)?.cast_into()?,
+        None => text,
+    };
+    if text.to_str().is_ok() {
+        return Ok(text);
+    }
+    let last = text.len()? - 1;
+    let end = text.get_item(last)?.cast_into::<PyString>()?;
+    let utf16: Vec<u8> = end
+        .call_method1("encode", ("utf-16-be", "surrogatepass"))?
+        .extract()?;
+    if !matches!(utf16[..], [0xD8..=0xDB, _]) {
+        return Ok(text);
+    }
+    *held = Some(end.unbind());
+    Ok(text
+        .get_item(PySlice::new(py, 0, last.cast_signed(), 1))?
+        .cast_into()?)
 }
 
 /// Decodes ids one at a time and never shows half a character.
@@ -360,7 +419,15 @@ impl StreamDecoder {
 
     /// The text that this id completes: perhaps none, never half a character.
     fn add(&self, token_id: i64) -> PyResult<String> {
-        let id = u32::try_from(token_id).unwrap_or(u32::MAX);
+        let id = u32::try_from(token_id)
+            .ok()
+            .filter(|&id| self.tokenizer.vocab().get(id).is_some());
+        let id = id.ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "token_id must be in the vocabulary of {} tokens, got {token_id}",
+                self.tokenizer.vocab().len()
+            ))
+        })?;
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         self.tokenizer.decode_into(&[id], &mut pending)?;
         let keep = pending.len() - incomplete_tail(&pending);

@@ -136,7 +136,7 @@ fn parse_merges(merges: &Value, stand_ins: &StandIns) -> std::result::Result<Mer
 fn add_tokens(
     added: &Value,
     vocab: &mut Vec<(u32, Vec<u8>)>,
-) -> std::result::Result<Vec<String>, String> {
+) -> std::result::Result<Vec<(String, Option<u32>)>, String> {
     let mut specials = Vec::new();
     let empty = Vec::new();
     let place: FxHashMap<u32, usize> = vocab.iter().enumerate().map(|(i, e)| (e.0, i)).collect();
@@ -157,7 +157,7 @@ fn add_tokens(
             Some(&known) => vocab[known].1 = content.as_bytes().to_vec(),
             None => vocab.push((id, content.as_bytes().to_vec())),
         }
-        specials.push(content.to_owned());
+        specials.push((content.to_owned(), Some(id)));
     }
     Ok(specials)
 }

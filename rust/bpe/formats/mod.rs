@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::tokenizer::{Parts, Tokenizer};
 use crate::error::{Error, Result};
+use crate::pretokenize::{Pattern, SpecialTokens};
 
 pub use native::to_canonical_json;
 
@@ -67,7 +68,7 @@ pub fn load(
     path: &Path,
     format: Option<Format>,
     pattern: Option<&str>,
-    special_tokens: &[String],
+    special_tokens: &[(String, Option<u32>)],
 ) -> Result<Tokenizer> {
     let path = &if path.is_dir() {
         file_in_folder(path)?
@@ -86,6 +87,7 @@ pub fn load(
         Format::Tiktoken => tiktoken::parse(path, &bytes, pattern)?,
     };
     if let Some(pattern) = pattern {
+        Pattern::new(pattern)?;
         pattern.clone_into(&mut parts.pattern);
     }
     build(path, parts, special_tokens)
@@ -107,21 +109,34 @@ pub fn from_canonical_json(bytes: &[u8]) -> Result<Tokenizer> {
 pub fn load_gpt2(
     vocab_path: &Path,
     merges_path: &Path,
-    special_tokens: &[String],
+    special_tokens: &[(String, Option<u32>)],
     pattern: &str,
 ) -> Result<Tokenizer> {
     let mut parts = gpt2::parse(vocab_path, &read_file(vocab_path)?, merges_path)?;
+    Pattern::new(pattern)?;
     pattern.clone_into(&mut parts.pattern);
     build(vocab_path, parts, special_tokens)
 }
 
 /// What a file holds is wrong as a format; what the caller adds is wrong as an argument.
-fn build(path: &Path, mut parts: Parts, special_tokens: &[String]) -> Result<Tokenizer> {
-    crate::pretokenize::Pattern::new(&parts.pattern)?;
-    crate::pretokenize::SpecialTokens::new(special_tokens)?;
-    for special in special_tokens {
-        if !parts.special_tokens.contains(special) {
-            parts.special_tokens.push(special.clone());
+fn build(
+    path: &Path,
+    mut parts: Parts,
+    special_tokens: &[(String, Option<u32>)],
+) -> Result<Tokenizer> {
+    let texts: Vec<String> = special_tokens
+        .iter()
+        .map(|(text, _)| text.clone())
+        .collect();
+    SpecialTokens::new(&texts)?;
+    for (text, id) in special_tokens {
+        match parts
+            .special_tokens
+            .iter_mut()
+            .find(|(known, _)| known == text)
+        {
+            Some((_, known_id)) => *known_id = id.or(*known_id),
+            None => parts.special_tokens.push((text.clone(), *id)),
         }
     }
     Tokenizer::new(parts).map_err(|error| Error::format(path, error.to_string()))

@@ -141,7 +141,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The special tokens in order of id; each must be the vocabulary's token of its id.
-    fn special_tokens(&self, vocab: &[(u32, Vec<u8>)]) -> Result<Vec<String>> {
+    fn special_tokens(&self, vocab: &[(u32, Vec<u8>)]) -> Result<Vec<(String, Option<u32>)>> {
         let found = self.get("special_tokens")?.as_object();
         let found = found.ok_or_else(|| self.error("special_tokens must be an object".into()))?;
         let mut specials = Vec::new();
@@ -160,6 +160,9 @@ impl<'a> Reader<'a> {
             }
         }
         specials.sort_unstable();
-        Ok(specials.into_iter().map(|(_, text)| text).collect())
+        Ok(specials
+            .into_iter()
+            .map(|(id, text)| (text, Some(id)))
+            .collect())
     }
 }
