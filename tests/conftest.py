@@ -186,7 +186,7 @@ def token_files(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -
 
 @pytest.fixture
 def tiny_config(token_files: tuple[Path, Path], tmp_path: Path) -> Callable[..., Any]:
-    """`tiny_config(**changes)`: a run of 20 steps that takes a tenth of a second, in tmp_path/run."""
+    """`tiny_config(**changes)`: a run of 20 steps, a tenth of a second long, in tmp_path/run."""
     from rslm.architecture import TransformerConfig
     from rslm.train_config import DataConfig, OptimizerConfig, TrainConfig
 

@@ -69,10 +69,12 @@ def test_demo_goes_on_after_it_was_killed(corpus: Path, tmp_path: Path) -> None:
     process.wait()
     manifest = tmp_path / "x" / "tokens" / "train" / "manifest.json"
     made_at = manifest.stat().st_mtime_ns
-    done = subprocess.run(
-        [*command, *options, "--resume"], cwd=tmp_path, capture_output=True, check=False
-    )
+    resume = [sys.executable, "-m", "rslm", "demo", "--resume", "--out", "x", "--n-threads", "1"]
+    done = subprocess.run(resume, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+    done = subprocess.run([*resume, "--seed", "7"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"seed must stay 0 when a demo is resumed, got 7" in done.stderr
     assert (tmp_path / "x" / "summary.json").exists()
     assert manifest.stat().st_mtime_ns == made_at, "finished parts are kept"
 

@@ -1,8 +1,8 @@
 """The command line: subcommand -> (options dataclass, function), and how commands end.
 
 Data goes to stdout, progress to stderr. A user's mistake is one line `error: ...` and
-exit code 2; Ctrl-C is 130; a run that was told to stop and can be resumed is 75. A
-traceback is a bug.
+exit code 2; a run that diverged is 1; Ctrl-C is 130; a run that was told to stop and can
+be resumed is 75. A traceback is a bug.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 Options = TypeVar("Options")
 
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
@@ -77,6 +78,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return fail(missing_extra(error))
     except (ValueError, OSError) as error:
         return fail(error_line(error))
+    except FloatingPointError as error:
+        fail(error_line(error))
+        return EXIT_FAILED
 
 
 def run(arguments: list[str]) -> int:

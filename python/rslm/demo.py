@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rslm.config import from_record, merge_records, read_config, read_preset
-from rslm.data.local import END_OF_TEXT, Split, read_split
+from rslm.config import from_record, merge_records, read_config, read_preset, to_record
+from rslm.data.local import Split, read_split
 from rslm.files import write_atomically
 from rslm.terminal import Switch, download_bar, note, progress_bar
+from rslm.token_file_format import END_OF_TEXT
 from rslm.train_config import Precision, TrainConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # compressors, too, take their time.
 MAX_CORPUS_BYTES = 64 << 20
 DOWNLOADED = ("tinystories", "openwebtext")
+MEMORY = "demo.json"
 EXIT_CODES = {"finished": 0, "interrupted": 130, "terminated": 75}
 
 
@@ -60,16 +62,21 @@ class DemoOptions:
 def demo(options: DemoOptions) -> int:
     """Runs the whole chain; every finished part of a demo that was stopped is kept."""
     from rslm.infer.load import load_run
-    from rslm.text_run import begin, make_token_files
+    from rslm.text_run import begin, make_token_files, require_free
     from rslm.train import train
 
+    options = recall(options)
     config = run_config(options)
-    split = (
-        None if text_is_there(options, config.out) else read_split(options.corpus, MAX_CORPUS_BYTES)
-    )
+    require_free(config.out, resume=options.resume)
+    train_file, valid_file = find_text(options, config.out)
+    split = None if valid_file.exists() else read_split(options.corpus, MAX_CORPUS_BYTES)
     config = begin(config, validates=True, resume=options.resume)
+    remember(options, config.out)
     note(f"1  text: {describe_corpus(options)}")
-    train_file, valid_file = write_text(options, split, config.out / "text")
+    if split is not None:
+        write_split(split, train_file, valid_file)
+    sizes = [file.stat().st_size / 1e6 for file in (train_file, valid_file)]
+    note(f"   {sizes[0]:,.2f} MB to learn from, {sizes[1]:,.2f} MB held out")
     note(f"2  tokenizer and token files, in {config.out}")
     tokenizer = make_token_files(config, [train_file], [valid_file], progress=progress_bar())
     note(f"   {compare_lengths(tokenizer, valid_file)}")
@@ -89,11 +96,39 @@ def demo(options: DemoOptions) -> int:
     return 0
 
 
+def recall(options: DemoOptions) -> DemoOptions:
+    """The options of the demo to go on with, which need not be repeated.
+
+    Raises:
+        ValueError: one is given that is another than the demo began with.
+    """
+    file = run_folder(options) / MEMORY
+    if not options.resume or not file.exists():
+        return options
+    record = json.loads(file.read_text())
+    kept = from_record(DemoOptions, record, str(file))
+    for name in record:
+        given, default = getattr(options, name), getattr(DemoOptions(), name)
+        if given not in (default, getattr(kept, name)):
+            raise ValueError(
+                f"{name} must stay {getattr(kept, name)} when a demo is resumed, got {given}"
+            )
+    return replace(kept, out=options.out, resume=True, n_threads=options.n_threads)
+
+
+def remember(options: DemoOptions, out: Path) -> None:
+    """Keeps the options that decide what a demo is."""
+    passing = ("out", "resume", "n_threads")
+    record = {name: value for name, value in to_record(options).items() if name not in passing}
+    write_atomically(out / MEMORY, json.dumps(record).encode())
+
+
 def run_config(options: DemoOptions) -> TrainConfig:
     """The preset with the options in it, or the config of the demo to go on with."""
     out = run_folder(options)
     if options.resume and (out / "config.toml").exists():
-        return read_config(TrainConfig, out / "config.toml")
+        config = read_config(TrainConfig, out / "config.toml")
+        return replace(config, out=out, n_threads=options.n_threads)
     record = {"out": str(out), "data": {"train": ""}, "seed": options.seed}
     config = from_record(TrainConfig, merge_records(read_preset(options.preset), record))
     size = options.vocab_size or config.model.vocab_size
@@ -157,31 +192,27 @@ def is_downloaded(options: DemoOptions) -> bool:
     return options.corpus is None and options.preset in DOWNLOADED
 
 
-def text_is_there(options: DemoOptions, out: Path) -> bool:
-    """Whether nothing has to be read: the text is downloaded, or kept from an earlier start."""
-    kept = options.resume and (out / "text" / "valid.txt").exists()
-    return kept or is_downloaded(options)
+def find_text(options: DemoOptions, out: Path) -> tuple[Path, Path]:
+    """The files of training and held-out text, downloaded if the preset says so.
 
+    Downloads lie beside the run folder, so that the next demo finds them.
+    """
+    if not is_downloaded(options):
+        return out / "text" / "train.txt", out / "text" / "valid.txt"
+    from rslm.data.download import download
 
-def write_text(options: DemoOptions, split: Split | None, folder: Path) -> tuple[Path, Path]:
-    """The files of training and held-out text; a split of None means that they are there."""
-    if is_downloaded(options):
-        from rslm.data.download import download
-
-        with download_bar() as progress:
-            valid_file, train_file = download(options.preset, folder, progress)
-        return train_file, valid_file
-    train_file, valid_file = folder / "train.txt", folder / "valid.txt"
-    if split is not None:
-        folder.mkdir(exist_ok=True)
-        # The held-out file last: where it exists, both are complete.
-        write_atomically(train_file, END_OF_TEXT.join(split.train).encode())
-        write_atomically(valid_file, END_OF_TEXT.join(split.valid).encode())
-        if split.n_skipped:
-            note(f"   {split.n_skipped:,} files left out: no UTF-8 text")
-    sizes = [file.stat().st_size / 1e6 for file in (train_file, valid_file)]
-    note(f"   {sizes[0]:.2f} MB to learn from, {sizes[1]:.2f} MB held out")
+    with download_bar() as progress:
+        valid_file, train_file = download(options.preset, out.parent / "data", progress)
     return train_file, valid_file
+
+
+def write_split(split: Split, train_file: Path, valid_file: Path) -> None:
+    """Writes both texts; the held-out one last, so where that exists both are complete."""
+    train_file.parent.mkdir(exist_ok=True)
+    write_atomically(train_file, END_OF_TEXT.join(split.train).encode())
+    write_atomically(valid_file, END_OF_TEXT.join(split.valid).encode())
+    if split.n_skipped:
+        note(f"   {split.n_skipped:,} files left out: no UTF-8 text")
 
 
 def compare_lengths(tokenizer: "Tokenizer", valid_file: Path) -> str:
@@ -268,6 +299,7 @@ def print_sample(
     model: "Transformer", tokenizer: "Tokenizer", prompt: str, n_tokens: int, seed: int
 ) -> None:
     """Prints a new document, or a prompt with its continuation, as it is drawn."""
+    from rslm.infer.load import end_ids
     from rslm.infer.sampler import generate_text
 
     end = tokenizer.end_of_text
@@ -279,7 +311,7 @@ def print_sample(
         tokenizer.stream_decoder(),
         max_new_tokens=n_tokens,
         temperature=0.7,
-        stop_token_ids=[end],
+        stop_token_ids=end_ids(model, tokenizer),
         seed=seed,
     )
     for piece in pieces:

@@ -11,12 +11,23 @@ from pathlib import Path
 
 from rslm.config import to_toml
 from rslm.files import write_atomically
+from rslm.token_file_format import END_OF_TEXT
 from rslm.tokenizer import Tokenizer
 from rslm.train_config import DataConfig, TrainConfig
 
-END_OF_TEXT = "<|endoftext|>"
-
 Progress = bool | Callable[[int, int, str], None] | None
+
+
+def require_free(out: Path, *, resume: bool) -> None:
+    """Refuses to begin a run in a folder that holds something.
+
+    Raises:
+        FileExistsError: it does, and `resume` is false.
+    """
+    if not resume and out.exists() and any(out.iterdir()):
+        raise FileExistsError(
+            f"the run folder {out} already exists\nadd --resume to go on with it, or name another"
+        )
 
 
 def begin(config: TrainConfig, *, validates: bool, resume: bool) -> TrainConfig:
@@ -28,14 +39,9 @@ def begin(config: TrainConfig, *, validates: bool, resume: bool) -> TrainConfig:
     tokens = config.out / "tokens"
     data = DataConfig(train=tokens / "train", valid=tokens / "valid" if validates else None)
     config = replace(config, data=data)
+    require_free(config.out, resume=resume)
     config.out.mkdir(parents=True, exist_ok=True)
-    if any(config.out.iterdir()):
-        if not resume:
-            raise FileExistsError(
-                f"the run folder {config.out} already exists\n"
-                "add --resume to go on with it, or name another"
-            )
-    else:
+    if not any(config.out.iterdir()):
         write_atomically(config.out / "config.toml", to_toml(config).encode())
     return config
 

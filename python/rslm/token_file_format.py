@@ -26,6 +26,8 @@ CRC_BLOCK_LOG2 = 22
 CRC_BLOCK_BYTES = 1 << CRC_BLOCK_LOG2
 NAME_BYTES = 64
 MANIFEST_NAME = "manifest.json"
+END_OF_TEXT = "<|endoftext|>"
+"""The token that ends a document, by convention of GPT-2."""
 
 _FORMAT, _VERSION = "rslm token file", 1
 _MAGICS = {2: (20240520, 1), 4: (20240801, 7)}

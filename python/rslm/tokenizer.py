@@ -18,10 +18,9 @@ import numpy.typing as npt
 from rslm import _rslm
 from rslm.files import write_atomically
 from rslm.token_file import TokenFile
+from rslm.token_file_format import END_OF_TEXT
 
 StreamDecoder = _rslm.StreamDecoder
-
-END_OF_TEXT = "<|endoftext|>"
 
 StrPath = str | os.PathLike[str]
 TieBreak = Literal["bytes", "hf", "first_id"]
@@ -121,9 +120,7 @@ class Tokenizer:
             ValueError: a merge names an unknown token, a byte is missing, an id is out of
                 range, or a special token is empty or repeated.
         """
-        self._core = _rslm.Tokenizer(
-            dict(vocab), list(merges), _specials(special_tokens), pattern
-        )
+        self._core = _rslm.Tokenizer(dict(vocab), list(merges), _specials(special_tokens), pattern)
 
     @classmethod
     def _of(cls, core: _rslm.Tokenizer) -> Tokenizer:

@@ -35,7 +35,7 @@ from rslm.config import to_record
 from rslm.errors import FormatError
 from rslm.evaluate.loss import evaluate_loss
 from rslm.files import write_atomically
-from rslm.infer.load import choose_device
+from rslm.infer.load import choose_device, end_ids
 from rslm.infer.sampler import generate
 from rslm.losses import cross_entropy
 from rslm.model import Transformer
@@ -468,14 +468,12 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, s
     prompt_ids = tokenizer.encode(config.sample_prompt)
     if not prompt_ids:
         prompt_ids = [0 if end is None else end]
-    # A vocabulary that was padded to a round size has ids without text, which end it too.
-    stops = {*range(tokenizer.vocab_size, config.model.resolved_vocab_size), end} - {None}
     token_ids = generate(
         model,
         prompt_ids,
         max_new_tokens=config.n_sample_tokens,
         temperature=0.8,
-        stop_token_ids=stops,
+        stop_token_ids=end_ids(model, tokenizer),
         seed=counter_seed(config.seed, "sample", step),
     )
     text = config.sample_prompt + tokenizer.decode(list(token_ids))

@@ -41,7 +41,7 @@ def sample(options: SampleOptions) -> None:
     """Prints prompt and continuation as they are drawn."""
     if options.n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {options.n_samples}")
-    from rslm.infer.load import load_run
+    from rslm.infer.load import end_ids, load_run
     from rslm.infer.sampler import generate_text
 
     model, tokenizer = load_run(options.run, device=options.device)
@@ -57,7 +57,7 @@ def sample(options: SampleOptions) -> None:
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
-            stop_token_ids=[] if end is None else [end],
+            stop_token_ids=end_ids(model, tokenizer),
             stop_strings=options.stop,
             seed=seed,
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from rslm.terminal import Switch, note, print_fields, print_json, print_table, progress_bar
+from rslm.token_file_format import END_OF_TEXT
 
 if TYPE_CHECKING:
     from rslm.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ class TrainOptions:
     """JSON file to write."""
     vocab_size: int
     """Number of token ids, special tokens and the 256 bytes included."""
-    special_tokens: tuple[str, ...] = ("<|endoftext|>",)
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
     """Strings that are never split and never counted; none: --special-tokens."""
     pattern: str = "gpt2"
     """Pre-token pattern: gpt2, cl100k, o200k, or a regular expression."""
@@ -122,6 +123,8 @@ class EncodeOptions:
     """Pre-token pattern of a .tiktoken file, which carries none."""
     errors: Literal["strict", "replace", "raw"] = "strict"
     """What to do about bytes that are not UTF-8."""
+    end_of_text: str = END_OF_TEXT
+    """Special token that ends documents; an empty string: none is added."""
     shard_tokens: int = 1 << 27
     """Tokens after which the token file goes on in a new shard."""
     n_threads: int | None = None
@@ -141,6 +144,7 @@ def encode(options: EncodeOptions) -> None:
         require_files(options.files),
         options.out,
         shard_tokens=options.shard_tokens,
+        end_of_text=options.end_of_text or None,
         errors=options.errors,
         n_threads=options.n_threads,
         progress=progress_bar(),
@@ -149,7 +153,8 @@ def encode(options: EncodeOptions) -> None:
     n_bytes = token_file.n_utf8_bytes or 0
     note(
         f"{options.out}: {len(token_file):,} tokens in {token_file.n_documents:,} documents, "
-        f"{n_bytes / len(token_file):.2f} bytes per token, {n_bytes / 1e6 / seconds:.1f} MB/s"
+        f"{n_bytes / max(len(token_file), 1):.2f} bytes per token, "
+        f"{n_bytes / 1e6 / seconds:.1f} MB/s"
     )
 
 

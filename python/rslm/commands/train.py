@@ -153,9 +153,9 @@ def describe(config: TrainConfig, options: TrainOptions) -> None:
         FileExistsError: the run folder holds something and `--resume` is not given.
     """
     from rslm.architecture import n_parameters, train_flops_per_token
+    from rslm.text_run import require_free
 
-    if config.out.exists() and any(config.out.iterdir()) and not options.resume:
-        raise FileExistsError(f"the run folder {config.out} already exists")
+    require_free(config.out, resume=options.resume)
     n_data_tokens = None
     if not options.text:
         from rslm.train import open_data, resolve_model

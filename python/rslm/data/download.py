@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rslm.files import sync_folder, write_atomically
+from rslm.token_file_format import END_OF_TEXT
 
-END_OF_TEXT = "<|endoftext|>"
 # Bytes between two notes of how far a file is whole: what an interruption can cost.
 SAVE_EVERY_BYTES = 64 << 20
 REPORT_EVERY_BYTES = 1 << 20

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-END_OF_TEXT = "<|endoftext|>"
+from rslm.token_file_format import END_OF_TEXT
+
 # One document in twenty is held out.
 VALIDATION_ONE_IN = 20
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}

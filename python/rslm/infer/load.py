@@ -32,6 +32,16 @@ def load_run(run: Path, *, device: str = "auto") -> tuple[Transformer, Tokenizer
     return model.eval(), Tokenizer.load(run / "tokenizer.json")
 
 
+def end_ids(model: Transformer, tokenizer: Tokenizer) -> set[int]:
+    """Ids at which a sample ends: end of text, and those that stand for no text.
+
+    A vocabulary that was padded to a round size has such ids, and holes are such.
+    """
+    ids = set(range(model.config.resolved_vocab_size)) - tokenizer.vocab.keys()
+    end = tokenizer.end_of_text
+    return ids if end is None else ids | {end}
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name; "auto" takes a GPU when there is one.
 
