@@ -365,6 +365,42 @@ def test_help_of_a_command_shows_its_options(rslm: Rslm, name: str) -> None:
     assert outcome.err == ""
 
 
+@pytest.mark.timeout(60)
+def test_help_comes_to_an_end_in_a_terminal_of_five_columns(
+    rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "5")
+    outcome = rslm("train --help")
+    assert outcome.code == 0
+    assert "--n-steps" in outcome.out
+
+
+def test_a_diverged_run_ends_with_one_line_and_code_1(
+    rslm: Rslm, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    flags = "--optimizer.learning-rate 1e30 --optimizer.max-grad-norm inf --n-steps 20"
+    run = TINY_RUN.replace("--n-steps 2", flags)
+    outcome = rslm(f"train --out {tmp_path}/run --data.train tokens {run}")
+    assert outcome.code == 1
+    assert "error: step" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_encode_without_end_of_text_adds_no_token(
+    rslm: Rslm, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    plain = f"{tmp_path}/plain.json"
+    rslm(f"tokenizer train text.txt --vocab-size 300 --special-tokens --out {plain}")
+    outcome = rslm(f"tokenizer encode {plain} short.txt --out {tmp_path}/a")
+    assert outcome.code == 2
+    assert "end_of_text must be a special token" in outcome.err
+    outcome = rslm(f"tokenizer encode {plain} short.txt --out {tmp_path}/b --end-of-text ''")
+    assert outcome.code == 0
+    assert "1 documents" in outcome.err
+
+
 def test_version_is_printed(rslm: Rslm) -> None:
     import rslm as package
 

@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 Options = TypeVar("Options")
 
+MIN_COLUMNS = 40
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -60,6 +62,9 @@ class UsageError(ValueError):
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
+    # In fewer columns the library that lays out --help never comes to an end.
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
     # Read by the OpenMP library when torch loads it. By default threads that wait for each other
     # spin; where other processes want the same cores that made a small model's training step five
     # times as long (two threads on two busy cores: 1.1 s of processor time, sleeping 0.2 s).
