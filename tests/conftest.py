@@ -4,6 +4,7 @@ import functools
 import lzma
 import os
 import random
+import signal
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,16 @@ from jaxtyping import install_import_hook
 # torch reads this when it is imported, and child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Threads that wait for each other must not spin: on a busy machine that makes a step five times
+# as long. The command line sets the same.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import rslm
 from rslm import reference
+
+# A runner that was started in the background ignores SIGINT, and so would every child; the tests
+# of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Under pytest every call of these modules checks its tensors' shapes and dtypes against the
 # signature. It must run before anything imports them.
