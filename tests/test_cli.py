@@ -15,9 +15,10 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rslm import cli
+from rslm import Tokenizer, cli
 from rslm.cli import main
 
 TEXT = "The quick brown fox jumps over the lazy dog. Ünïcode naïveté, 你好!\n" * 60
@@ -399,6 +400,20 @@ def test_encode_without_end_of_text_adds_no_token(
     outcome = rslm(f"tokenizer encode {plain} short.txt --out {tmp_path}/b --end-of-text ''")
     assert outcome.code == 0
     assert "1 documents" in outcome.err
+
+
+@pytest.mark.filterwarnings("ignore:.*llm.c:UserWarning")
+def test_show_of_a_plain_file_asks_for_a_range(rslm: Rslm, tmp_path: Path) -> None:
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240520, 1, 4
+    plain = tmp_path / "plain.bin"
+    plain.write_bytes(header.tobytes() + np.arange(4, dtype="<u2").tobytes())
+    tokenizer = tmp_path / "bytes.json"
+    Tokenizer({i: bytes([i]) for i in range(256)}, []).save(tokenizer)
+    outcome = rslm(f"tokens show {plain} --tokenizer {tokenizer}")
+    assert outcome.code == 2
+    assert "name a range with --start" in outcome.err
+    assert rslm(f"tokens show {plain} --tokenizer {tokenizer} --start 1").code == 0
 
 
 def test_version_is_printed(rslm: Rslm) -> None:

@@ -122,6 +122,8 @@ def span(token_file: "TokenFile", options: ShowOptions) -> tuple[int, int]:
 
 def document_span(token_file: "TokenFile", document: int) -> tuple[int, int]:
     """The token range of a document."""
+    if not token_file.n_documents:
+        raise ValueError("the token file tells no documents apart: name a range with --start")
     if not 0 <= document < token_file.n_documents:
         raise ValueError(f"document must be in 0..{token_file.n_documents - 1}, got {document}")
     starts = token_file.document_starts
