@@ -83,6 +83,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return fail(missing_extra(error))
     except (ValueError, OSError) as error:
         return fail(error_line(error))
+    except MemoryError as error:
+        return fail(f"not enough memory: {error_line(error) or 'make the model or batch smaller'}")
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        return fail(f"not enough memory: {str(error).splitlines()[0]}")
     except FloatingPointError as error:
         fail(error_line(error))
         return EXIT_FAILED

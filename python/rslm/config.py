@@ -221,13 +221,15 @@ def read_toml(path: str | os.PathLike[str]) -> Record:
         ValueError: it is not TOML.
         OSError: it cannot be read.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path} must be a regular file, to be read as TOML")
     return _parse_toml(Path(path).read_bytes(), os.fspath(path))
 
 
 def _parse_toml(data: bytes, source: str) -> Record:
     try:
         return tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{source} is not a TOML file: {error}") from None
 
 

@@ -131,7 +131,8 @@ def run_config(options: DemoOptions) -> TrainConfig:
         return replace(config, out=out, n_threads=options.n_threads)
     record = {"out": str(out), "data": {"train": ""}, "seed": options.seed}
     config = from_record(TrainConfig, merge_records(read_preset(options.preset), record))
-    size = options.vocab_size or config.model.vocab_size
+    given = options.vocab_size
+    size = config.model.vocab_size if given is None else given
     n_steps = config.n_steps if options.n_steps is None else options.n_steps
     warmup_steps = min(config.optimizer.warmup_steps, max(n_steps, 0) // 2)
     return replace(

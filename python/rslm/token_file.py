@@ -81,6 +81,7 @@ Readers trust no size that they have not compared with the size of the file.
 
 import functools
 import hashlib
+import operator
 import os
 import stat
 import warnings
@@ -246,6 +247,8 @@ class TokenFile:
             ValueError: the range is not inside the file.
             FormatError: a shard became shorter since it was opened.
         """
+        # NumPy's own integers would wrap around in the sums below.
+        start, count = operator.index(start), operator.index(count)
         if start < 0 or count < 0 or start + count > self.n_tokens:
             given = f"start {start}, count {count}"
             raise ValueError(f"a range must lie inside {self.n_tokens} tokens, got {given}")

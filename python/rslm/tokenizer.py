@@ -151,8 +151,8 @@ class Tokenizer:
             )
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of str, got one str")
-        if vocab_size < 0:
-            raise ValueError(f"vocab_size must be at least 256, got {vocab_size}")
+        if not 0 <= vocab_size <= 1 << 24:
+            raise ValueError(f"vocab_size must be from 256 to {1 << 24}, got {vocab_size}")
         with _callback(progress) as callback:
             core = _rslm.train_bpe(
                 _paths(input_path),
@@ -271,7 +271,9 @@ class Tokenizer:
 
         Equal to `encode("".join(texts))` however the text is cut. Only the undecided
         tail is held (a word that may go on, whitespace, half a special token), so a file
-        of any size is encoded line by line in constant memory.
+        of any size is encoded line by line in constant memory. Of a regular expression
+        nothing is known: under such a pattern a text is held from one special token to the
+        next.
         """
         return self._core.encode_iterable(texts)
 
@@ -476,8 +478,8 @@ def _specials(
 
 
 def _whole(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 1 <= value < 1 << 63:
+        raise ValueError(f"{name} must be from 1 to {(1 << 63) - 1}, got {value}")
     return value
 
 

@@ -231,6 +231,8 @@ def open_data(config: TrainConfig) -> Data:
     train_file = TokenFile.open(config.data.train)
     count_samples(len(train_file), config.model.context_length)
     valid_file = None if config.data.valid is None else TokenFile.open(config.data.valid)
+    if valid_file is not None and len(valid_file) < 2:
+        raise ValueError(f"{config.data.valid} must hold at least 2 tokens, got {len(valid_file)}")
     if valid_file is not None and valid_file.tokenizer_sha256 != train_file.tokenizer_sha256:
         raise FormatError(
             f"{config.data.valid} was made by another tokenizer than {config.data.train}"
@@ -254,6 +256,14 @@ def resolve_model(model: TransformerConfig, train_file: TokenFile) -> Transforme
             f"model.vocab_size must be at least {stated}, that of the token file, "
             f"got {model.vocab_size}"
         )
+    if stated is None:
+        # A plain llm.c file promises nothing about its ids.
+        for start in range(0, len(train_file), 1 << 24):
+            largest = int(train_file[start : start + (1 << 24)].max())
+            if largest >= (model.vocab_size or 0):
+                raise ValueError(
+                    f"token ids must be below model.vocab_size {model.vocab_size}, got {largest}"
+                )
     return replace(model, vocab_size=model.vocab_size or stated)
 
 

@@ -8,6 +8,8 @@ from rslm.architecture import TransformerConfig
 
 Precision = Literal["float32", "bfloat16"]
 
+MAX_THREADS = 1024
+
 RESUMABLE = frozenset(
     {
         *("out", "data.train", "data.valid", "device", "compile", "n_threads", "micro_batch_size"),
@@ -108,10 +110,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         names = "n_steps batch_size validate_every checkpoint_every keep_checkpoints log_every"
+        names += " n_sample_tokens"
         optional = "micro_batch_size n_validation_tokens sample_every n_threads"
         for name in [*names.split(), *optional.split()]:
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
+        threads = self.n_threads or 1
+        _require(threads <= MAX_THREADS, "n_threads", f"at most {MAX_THREADS}", threads)
         micro = self.micro_batch_size or self.batch_size
         _require(self.batch_size % micro == 0, "micro_batch_size", "a divisor of batch_size", micro)
         warmup = self.optimizer.warmup_steps

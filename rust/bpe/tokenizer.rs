@@ -120,6 +120,7 @@ impl Tokenizer {
                 (merges, ranks)
             }
             MergeBy::Ids => {
+                check_token_lengths(&ordinary_ids)?;
                 let ranks = PairRanks::from_ids(&ordinary_ids);
                 (ranks.derive_merges(&vocab, &ordinary_ids, &byte_ids), ranks)
             }
@@ -336,6 +337,21 @@ impl Tokenizer {
             })?);
         }
         Ok(())
+    }
+}
+
+/// Longest token of a vocabulary that merges by ids: its cuts and merges are all tried,
+/// which is quadratic. Published ones end at 128 bytes.
+pub(super) const MAX_TOKEN_BYTES: usize = 1024;
+
+fn check_token_lengths(ids: &FxHashMap<Box<[u8]>, u32>) -> Result<()> {
+    match ids.iter().find(|(token, _)| token.len() > MAX_TOKEN_BYTES) {
+        None => Ok(()),
+        Some((token, id)) => Err(Error::Argument(format!(
+            "tokens must hold at most {MAX_TOKEN_BYTES} bytes where they merge by id, \
+             got {} in token {id}",
+            token.len()
+        ))),
     }
 }
 

@@ -177,9 +177,14 @@ impl<'s> FileBlocks<'s> {
         let mut total_bytes = 0;
         for path in paths {
             let metadata = path.metadata().map_err(|error| Error::io(path, error))?;
-            if metadata.is_dir() {
+            if !metadata.is_file() {
+                let kind = if metadata.is_dir() {
+                    "the folder"
+                } else {
+                    "the pipe or device"
+                };
                 return Err(Error::Argument(format!(
-                    "input paths must be files, got the folder {}",
+                    "input paths must be regular files, got {kind} {}",
                     path.display()
                 )));
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How many workers to use: the number given, or the machine's processors.
 pub fn thread_count(n_threads: Option<usize>) -> usize {
@@ -50,11 +50,20 @@ pub(super) fn in_order<J: Send, S: Send, R: Send>(
     };
     thread::scope(|scope| {
         let worker = &worker;
-        let spawn = |_| {
+        let mut workers = Vec::new();
+        while workers.len() < n_threads {
             let results = result_sender.clone();
-            scope.spawn(move || worker(results))
-        };
-        let workers: Vec<_> = (0..n_threads).map(spawn).collect();
+            match thread::Builder::new().spawn_scoped(scope, move || worker(results)) {
+                Ok(handle) => workers.push(handle),
+                // Fewer threads than asked for do the same work.
+                Err(_) if !workers.is_empty() => break,
+                Err(error) => {
+                    return Err(Error::Argument(format!(
+                        "the system must grant at least one thread, got none of {n_threads}: {error}"
+                    )));
+                }
+            }
+        }
         drop(result_sender);
         let mut feed = || {
             let (mut n_sent, mut n_consumed, mut exhausted) = (0, 0, false);
@@ -98,7 +107,6 @@ pub(super) fn in_order<J: Send, S: Send, R: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     #[test]
     fn results_come_in_order_whatever_the_threads_do() {

@@ -198,7 +198,7 @@ pub fn encode_files<'py>(
     n_threads: Option<usize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let tokenizer = &tokenizer.get().0;
+    let tokenizer = &tokenizer.get().core;
     let invalid = invalid_of(errors)?;
     let special_tokens: Vec<(String, u32)> = tokenizer
         .special_tokens()
@@ -250,7 +250,7 @@ pub fn encode_files<'py>(
     summary_of(py, &summary)
 }
 
-/// Reads a token-file folder or shard whole and checks everything.
+/// Reads a token-file folder whole and checks everything.
 #[pyfunction]
 pub fn verify_token_file(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
     let summary = py.detach(|| token_file::verify(&path))?;

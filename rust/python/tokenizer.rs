@@ -7,7 +7,6 @@ use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyIterator, PyList, PySlice, PyString};
 
 use super::text_of;
@@ -17,11 +16,18 @@ use crate::files::{StreamEncoder, encode_batch};
 
 /// Byte-level BPE: the core of `rslm.Tokenizer`.
 #[pyclass(frozen, module = "rslm._rslm")]
-pub struct Tokenizer(pub(super) Arc<crate::Tokenizer>, PyOnceLock<Vec<Py<PyInt>>>);
+pub struct Tokenizer {
+    pub(super) core: Arc<crate::Tokenizer>,
+    /// One integer object for each id, made when a long list is first asked for.
+    integers: Mutex<Option<Arc<Vec<Py<PyInt>>>>>,
+}
 
 impl From<crate::Tokenizer> for Tokenizer {
     fn from(tokenizer: crate::Tokenizer) -> Self {
-        Self(Arc::new(tokenizer), PyOnceLock::new())
+        Self {
+            core: Arc::new(tokenizer),
+            integers: Mutex::new(None),
+        }
     }
 }
 
@@ -32,28 +38,46 @@ impl Tokenizer {
     /// A list of ids. Making an integer costs ten times as much as counting one more
     /// reference to it, so long lists share one integer per id of the vocabulary.
     fn list<'py>(&self, py: Python<'py>, token_ids: Vec<u32>) -> PyResult<Bound<'py, PyList>> {
-        if token_ids.len() < SHARE_INTEGERS && self.1.get(py).is_none() {
-            return PyList::new(py, token_ids);
+        let shared = match self.integers(py) {
+            None if token_ids.len() < SHARE_INTEGERS => return PyList::new(py, token_ids),
+            None => self.make_integers(py),
+            Some(shared) => shared,
+        };
+        PyList::new(py, token_ids.iter().map(|&id| shared[id as usize].bind(py)))
+    }
+
+    /// Never waits for the lock: after a fork, the thread that held it may not exist.
+    fn integers(&self, _py: Python<'_>) -> Option<Arc<Vec<Py<PyInt>>>> {
+        self.integers
+            .try_lock()
+            .ok()
+            .and_then(|shared| shared.clone())
+    }
+
+    fn make_integers(&self, py: Python<'_>) -> Arc<Vec<Py<PyInt>>> {
+        let ids = 0..self.core.vocab().len();
+        let made = Arc::new(
+            ids.map(|id| PyInt::new(py, id).unbind())
+                .collect::<Vec<_>>(),
+        );
+        if let Ok(mut shared) = self.integers.try_lock() {
+            *shared = Some(Arc::clone(&made));
         }
-        let integers = self.1.get_or_init(py, || {
-            (0..self.0.vocab().len())
-                .map(|id| PyInt::new(py, id).unbind())
-                .collect()
-        });
-        PyList::new(
-            py,
-            token_ids.iter().map(|&id| integers[id as usize].bind(py)),
-        )
+        made
     }
 }
 
 /// Token ids from a `NumPy` array or any sequence of integers.
 fn ids_of(token_ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    if let Ok(array) = token_ids.cast::<PyArray1<u32>>() {
-        return Ok(array.to_vec()?);
+    if let Ok(array) = token_ids.cast::<PyArray1<u32>>()
+        && let Ok(token_ids) = array.to_vec()
+    {
+        return Ok(token_ids);
     }
-    if let Ok(array) = token_ids.cast::<PyArray1<u16>>() {
-        return Ok(array.to_vec()?.into_iter().map(u32::from).collect());
+    if let Ok(array) = token_ids.cast::<PyArray1<u16>>()
+        && let Ok(token_ids) = array.to_vec()
+    {
+        return Ok(token_ids.into_iter().map(u32::from).collect());
     }
     let listed;
     let token_ids = if token_ids.hasattr("tolist")? {
@@ -141,27 +165,27 @@ impl Tokenizer {
     }
 
     fn to_json<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &formats::to_canonical_json(&self.0))
+        PyBytes::new(py, &formats::to_canonical_json(&self.core))
     }
 
     fn sha256<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.0.sha256())
+        PyBytes::new(py, &self.core.sha256())
     }
 
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.0.vocab().len()
+        self.core.vocab().len()
     }
 
     #[getter]
     fn pattern(&self) -> &str {
-        self.0.pattern().as_str()
+        self.core.pattern().as_str()
     }
 
     #[getter]
     fn vocab<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let vocab = PyDict::new(py);
-        for (id, token_bytes) in self.0.vocab().iter() {
+        for (id, token_bytes) in self.core.vocab().iter() {
             vocab.set_item(id, PyBytes::new(py, token_bytes))?;
         }
         Ok(vocab)
@@ -169,11 +193,11 @@ impl Tokenizer {
 
     #[getter]
     fn merges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let vocab = self.0.vocab();
+        let vocab = self.core.vocab();
         let token = |id| PyBytes::new(py, vocab.get(id).unwrap_or_default());
         PyList::new(
             py,
-            self.0
+            self.core
                 .merges()
                 .iter()
                 .map(|m| (token(m.left), token(m.right))),
@@ -183,14 +207,14 @@ impl Tokenizer {
     #[getter]
     fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let specials = PyDict::new(py);
-        for (text, id) in self.0.special_tokens() {
+        for (text, id) in self.core.special_tokens() {
             specials.set_item(text, id)?;
         }
         Ok(specials)
     }
 
     fn token_byte_lengths<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u32>> {
-        self.0.token_byte_lengths().into_pyarray(py)
+        self.core.token_byte_lengths().into_pyarray(py)
     }
 
     fn encode<'py>(
@@ -208,7 +232,7 @@ impl Tokenizer {
     ) -> PyResult<Bound<'py, PyList>> {
         let text = text_of(text)?;
         let mut out = Vec::new();
-        py.detach(|| self.0.encode_ordinary_into(text.as_bytes(), &mut out))?;
+        py.detach(|| self.core.encode_ordinary_into(text.as_bytes(), &mut out))?;
         self.list(py, out)
     }
 
@@ -222,7 +246,7 @@ impl Tokenizer {
         let mut out = Vec::new();
         let is_allowed = |special: &str| allowed.iter().any(|other| other == special);
         py.detach(|| {
-            self.0
+            self.core
                 .encode_allowing(text.as_bytes(), is_allowed, &mut out)
         })?;
         self.list(py, out)
@@ -244,12 +268,12 @@ impl Tokenizer {
             .collect::<PyResult<_>>()?;
         let texts = strings.iter().map(text_of).collect::<PyResult<Vec<_>>>()?;
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        let (token_ids, ends) = py.detach(|| encode_batch(&self.0, &texts, n_threads))?;
+        let (token_ids, ends) = py.detach(|| encode_batch(&self.core, &texts, n_threads))?;
         let mut offsets = vec![0; ends.len() + 1];
         for (offset, end) in offsets[1..].iter_mut().zip(ends) {
             *offset = end.cast_signed() as i64;
         }
-        let token_ids = if self.0.vocab().len() <= 1 << 16 {
+        let token_ids = if self.core.vocab().len() <= 1 << 16 {
             let narrow: Vec<u16> = token_ids.into_iter().map(|id| id as u16).collect();
             narrow.into_pyarray(py).into_any()
         } else {
@@ -260,10 +284,10 @@ impl Tokenizer {
 
     fn encode_iterable(&self, texts: &Bound<'_, PyAny>) -> PyResult<EncodeIterator> {
         Ok(EncodeIterator {
-            tokenizer: Arc::clone(&self.0),
+            tokenizer: Arc::clone(&self.core),
             texts: texts.try_iter()?.unbind(),
             state: Mutex::new(IteratorState {
-                stream: Some(StreamEncoder::new(&self.0)),
+                stream: Some(StreamEncoder::new(&self.core)),
                 surrogate: None,
                 ready: Vec::new(),
                 next: 0,
@@ -278,12 +302,12 @@ impl Tokenizer {
     ) -> PyResult<Bound<'py, PyBytes>> {
         let token_ids = ids_of(token_ids)?;
         let mut out = Vec::with_capacity(token_ids.len() * 4);
-        py.detach(|| self.0.decode_into(&token_ids, &mut out))?;
+        py.detach(|| self.core.decode_into(&token_ids, &mut out))?;
         Ok(PyBytes::new(py, &out))
     }
 
     fn token_to_id(&self, token_bytes: &[u8]) -> Option<u32> {
-        self.0.id_of(token_bytes)
+        self.core.id_of(token_bytes)
     }
 }
 
@@ -293,9 +317,9 @@ impl Tokenizer {
         let mut out = Vec::with_capacity(text.len() / 4 + 4);
         // Leaving the interpreter costs more than encoding a short text.
         if text.len() < 1024 {
-            self.0.encode_into(text.as_bytes(), &mut out)?;
+            self.core.encode_into(text.as_bytes(), &mut out)?;
         } else {
-            py.detach(|| self.0.encode_into(text.as_bytes(), &mut out))?;
+            py.detach(|| self.core.encode_into(text.as_bytes(), &mut out))?;
         }
         Ok(out)
     }
@@ -336,6 +360,8 @@ impl EncodeIterator {
                     return Ok(None);
                 }
             }
+            // A source of empty texts would keep Ctrl-C waiting.
+            py.check_signals()?;
             // The source is asked outside the lock: it may be slow, or this very iterator.
             let text = self.texts.bind(py).clone().next().transpose()?;
             let text = text.map(Bound::cast_into::<PyString>).transpose()?;
@@ -410,7 +436,7 @@ impl StreamDecoder {
         let core = tokenizer
             .getattr("_core")
             .unwrap_or_else(|_| tokenizer.clone());
-        let tokenizer = Arc::clone(&core.cast::<Tokenizer>()?.get().0);
+        let tokenizer = Arc::clone(&core.cast::<Tokenizer>()?.get().core);
         Ok(Self {
             tokenizer,
             pending: Mutex::default(),

@@ -106,6 +106,8 @@ def require_files(files: Iterable[Path]) -> list[Path]:
             raise IsADirectoryError(f"files must be text files, but {file} is a folder")
         if not file.exists():
             raise FileNotFoundError(f"no such file: {file}")
+        if not file.is_file():
+            raise ValueError(f"files must be regular files, but {file} is a pipe or device")
     return files
 
 

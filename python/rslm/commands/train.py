@@ -55,6 +55,9 @@ def defaults(arguments: Sequence[str]) -> Record:
             of_run = check_record(TrainConfig, read_toml(source), str(source))
             record = merge_records(of_run, record)
     if value_of("--text", arguments) is not None:
+        for flag in ("--data.train", "--data.valid"):
+            if value_of(flag, arguments) is not None:
+                raise ValueError(f"give --text or {flag}, not both")
         # Token files that are made by the run have no place that the user could name.
         record = merge_records({"data": {"train": Path("tokens/train")}}, record)
     return {"run": record}
@@ -130,7 +133,8 @@ def resolved(options: TrainOptions) -> TrainConfig:
     config = options.run
     if not options.text:
         return config
-    size = options.vocab_size or config.model.vocab_size
+    given = options.vocab_size
+    size = config.model.vocab_size if given is None else given
     if options.tokenizer is not None:
         from rslm.tokenizer import Tokenizer
 

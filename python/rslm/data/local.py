@@ -98,6 +98,8 @@ def path_hash(path: Path, folder: Path) -> int:
 
 def read_utf8(path: Path) -> str | None:
     """A file's text, or None where it is not UTF-8 or holds zero bytes, as binary files do."""
+    if not path.is_file():  # A pipe would keep us waiting, a dangling link has no text.
+        return None
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError:

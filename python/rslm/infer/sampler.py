@@ -42,7 +42,7 @@ def sample_token(
     3.1, for top-p (arXiv:1904.09751); Fan et al. 2018, section 5.2, for top-k.
     """
     _check_options(temperature, top_k, top_p)
-    if temperature == 0:
+    if temperature < 1e-6:  # float32 knows no smaller differences of logits of size one.
         return logits.argmax(-1)
     vocab_size = logits.shape[-1]
     # Dividing after subtracting the largest keeps tiny temperatures from overflowing.

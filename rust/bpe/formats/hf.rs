@@ -154,7 +154,12 @@ fn add_tokens(
             }
         }
         match place.get(&id) {
-            Some(&known) => vocab[known].1 = content.as_bytes().to_vec(),
+            Some(&known) if vocab[known].1 == content.as_bytes() => {}
+            Some(_) => {
+                return Err(format!(
+                    "added token {content:?} must have its own id, got {id}"
+                ));
+            }
             None => vocab.push((id, content.as_bytes().to_vec())),
         }
         specials.push((content.to_owned(), Some(id)));

@@ -29,9 +29,6 @@ pub enum Format {
     Tiktoken,
 }
 
-/// No token of a published vocabulary comes near; deriving merges is quadratic in it.
-const MAX_TOKEN_BYTES: usize = 4096;
-
 /// A file that is larger is no tokenizer file.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
@@ -143,9 +140,14 @@ fn build(
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let size = fs::metadata(path)
-        .map_err(|error| Error::io(path, error))?
-        .len();
+    let metadata = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+    if !metadata.is_file() {
+        return Err(Error::format(
+            path,
+            "a tokenizer must be a regular file, and this is none",
+        ));
+    }
+    let size = metadata.len();
     if size > MAX_FILE_BYTES {
         return Err(Error::format(
             path,

@@ -5,8 +5,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::MAX_TOKEN_BYTES;
-use crate::bpe::tokenizer::{MergeBy, Parts};
+use crate::bpe::tokenizer::{MAX_TOKEN_BYTES, MergeBy, Parts};
 use crate::error::{Error, Result};
 
 pub(super) fn looks_like(bytes: &[u8]) -> bool {
