@@ -152,7 +152,8 @@ class Tokenizer:
         if isinstance(texts, str):
             raise TypeError("texts must be an iterable of str, got one str")
         if not 0 <= vocab_size <= 1 << 24:
-            raise ValueError(f"vocab_size must be from 256 to {1 << 24}, got {vocab_size}")
+            limit = f"least {256 + len(special_tokens)}" if vocab_size < 0 else f"most {1 << 24}"
+            raise ValueError(f"vocab_size must be at {limit}, got {vocab_size}")
         with _callback(progress) as callback:
             core = _rslm.train_bpe(
                 _paths(input_path),
