@@ -5,6 +5,7 @@ The folder gets `config.toml` first, then `tokenizer.json`, then `tokens/train` 
 goes on with the first one that is missing.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +81,24 @@ def make_token_files(
     if not own.exists():
         tokenizer.save(own)
     for folder, files in ((config.data.train, train_files), (config.data.valid, valid_files)):
-        if folder is not None and not (folder / "manifest.json").exists():
+        if folder is not None and (folder / "manifest.json").exists():
+            require_same_text(folder, files)
+        elif folder is not None:
             folder.parent.mkdir(exist_ok=True)
             tokenizer.encode_files(
                 list(files), folder, n_threads=config.n_threads, progress=progress
             )
     return tokenizer
+
+
+def require_same_text(folder: Path, files: Sequence[Path]) -> None:
+    """Refuses to go on with other text than the token file was made of.
+
+    Raises:
+        ValueError: names or sizes of the text files differ.
+    """
+    sources = json.loads((folder / "manifest.json").read_bytes())["sources"]
+    made_of = [(source["file"], source["bytes"]) for source in sources]
+    given = [(file.name, file.stat().st_size) for file in files]
+    if made_of != given:
+        raise ValueError(f"the text of {folder} must stay {made_of} (name, bytes), got {given}")
