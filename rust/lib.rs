@@ -4,8 +4,9 @@
 //! on its right:
 //!
 //! ```text
-//! error -> pretokenize, bpe::vocab -> bpe::{count, train, merge, cache}, token_file
-//!       -> bpe::tokenizer, files -> python
+//! error, token_id, memory -> pretokenize, bpe::vocab
+//!       -> bpe::{count, train, pair_ranks, merge, cache}, token_file
+//!       -> bpe::{tokenizer, encode, decode, formats}, files -> python
 //! ```
 //!
 //! - [`pretokenize`]: special tokens are cut out, the rest is split by a pattern. Where a
@@ -21,13 +22,16 @@
 pub mod bpe;
 mod error;
 pub mod files;
+mod memory;
 pub mod pretokenize;
 #[cfg(feature = "python")]
 mod python;
 pub mod token_file;
+mod token_id;
 
 pub use bpe::Tokenizer;
 pub use error::{Error, Result};
+pub use token_id::TokenId;
 
 /// Told what has been done of what there is to do, in a named phase ("count" in bytes,
 /// "merge" in merges, "encode" in bytes). An error it returns stops the work.

@@ -50,10 +50,10 @@ LIGHT_EXTRA = {"config": {"tyro"}}
 
 # Left never sees right; modules side by side may see each other.
 RUST_LAYERS = [
-    ["error"],
+    ["error", "memory", "token_id"],
     ["pretokenize", "bpe::vocab"],
-    ["bpe::count", "bpe::train", "bpe::merge", "bpe::cache", "token_file"],
-    ["bpe::tokenizer", "bpe::formats", "files"],
+    ["bpe::count", "bpe::train", "bpe::pair_ranks", "bpe::merge", "bpe::cache", "token_file"],
+    ["bpe::tokenizer", "bpe::encode", "bpe::decode", "bpe::formats", "files"],
 ]
 # These hold declarations and re-exports only.
 RUST_FACE = ["lib", "bpe"]

@@ -3,6 +3,8 @@
 import codecs
 import functools
 import itertools
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -367,13 +369,80 @@ def test_ids_out_of_range_are_refused(bad_ids: list[int], rust_tokenizer) -> Non
         rslm.StreamDecoder(tokenizer).add(bad_ids[-1])
 
 
+def test_arrays_hold_the_ids_of_lists(rust_tokenizer) -> None:
+    tokenizer = rust_tokenizer()
+    wide = rslm.Tokenizer(tokenizer.vocab | {70_000: b" never seen "}, tokenizer.merges)
+    for text in ("", "x", "Zürich, l'été;\n\n  " * 500):
+        for each, dtype in ((tokenizer, np.uint16), (wide, np.uint32)):
+            for same in (text, text.encode()):
+                token_ids = each.encode_to_numpy(same)
+                assert token_ids.dtype == dtype
+                assert token_ids.tolist() == each.encode(text)
+                assert each.count(same) == len(token_ids)
+    texts = ["a b", "", "é"]
+    for left, right in zip(
+        tokenizer.encode_batch(texts),
+        tokenizer.encode_batch([text.encode() for text in texts]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_bytes_need_not_be_utf8(rust_tokenizer) -> None:
+    tokenizer = rust_tokenizer()
+    for data in (b"\xff", b"ab\xc3", b" \xed\xa0\x80 x"):
+        assert tokenizer.decode_bytes(tokenizer.encode_to_numpy(data)) == data
+    by_expression = rslm.Tokenizer(tokenizer.vocab, tokenizer.merges, pattern=r"\w+|\W")
+    with pytest.raises(ValueError, match="UTF-8"):
+        by_expression.encode_to_numpy(b"\xff")
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 61, 62, 63, 64, 100])
+def test_what_was_seen_before_encodes_the_same(
+    length: int, rust_tokenizer, reference_tokenizer
+) -> None:
+    """Words at the borders of the cache's tables, with NUL, at both ends of a text."""
+    tokenizer, expected = rust_tokenizer(), reference_tokenizer()
+    rng = random.Random(length)
+    words = ["".join(rng.choices("ab\0é", k=length)) for _ in range(20)]
+    words += ["\0" * length, "a" * length, "a" * (length - 1) + "\0"]
+    texts = [*words, " ".join(words), " ".join(words * 30), " ".join(reversed(words))]
+    for text in [*texts, *texts]:
+        assert tokenizer.encode(text) == expected.encode(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 200_000,
+        " " * 200_000,
+        "ab" * 100_000,
+        "ab" * 100_000 + "c",
+        "".join(random.Random(0).choices("ACGTacgt", k=200_000)),
+        "สวัสดีชาวโลก" * 5_000,
+        "😀🎉" * 20_000,
+    ],
+    ids=lambda text: text[:4],
+)
+def test_one_huge_word_takes_no_time(text: str, rust_tokenizer, reference_tokenizer) -> None:
+    """A quadratic merge would take minutes; the reference stands in for a part of it."""
+    tokenizer, expected = rust_tokenizer(), reference_tokenizer()
+    assert tokenizer.encode(text[:1000]) == expected.encode(text[:1000])
+    started = time.process_time()
+    token_ids = tokenizer.encode_to_numpy(text)
+    assert time.process_time() - started < 5
+    assert tokenizer.decode(token_ids) == text
+
+
 def test_wrong_types_are_refused(rust_tokenizer) -> None:
     tokenizer = rust_tokenizer()
     for call in (
         lambda: tokenizer.encode(b"bytes"),
         lambda: tokenizer.encode(None),
         lambda: tokenizer.encode_batch("one text"),
-        lambda: tokenizer.encode_batch([b"bytes"]),
+        lambda: tokenizer.encode_batch([3]),
+        lambda: tokenizer.encode_batch(b"one text"),
+        lambda: tokenizer.encode_to_numpy(None),
         lambda: tokenizer.decode(["a"]),
         lambda: tokenizer.decode([1.5]),
         lambda: tokenizer.decode_bytes(3),

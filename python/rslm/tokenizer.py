@@ -278,15 +278,24 @@ class Tokenizer:
         """
         return self._core.encode_iterable(texts)
 
+    def encode_to_numpy(self, text: str | bytes) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+        """`encode(text)` as an array: uint16 up to a vocabulary of 65,536, else uint32.
+
+        Bytes need not be UTF-8 unless the pattern is a regular expression; a byte that is
+        none counts as a character of no class.
+        """
+        return self._core.encode_to_numpy(text)
+
     def encode_batch(
-        self, texts: Iterable[str], *, n_threads: int | None = None
+        self, texts: Iterable[str] | Iterable[bytes], *, n_threads: int | None = None
     ) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
         """(token_ids, offsets): text i is `token_ids[offsets[i]:offsets[i + 1]]`.
 
-        The ids are uint16 up to a vocabulary of 65,536, else uint32. In parallel.
+        Types and bytes are as in `encode_to_numpy`. In parallel, inside long texts too.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be an iterable of str, got one str")
+        if isinstance(texts, (str, bytes)):
+            kind = type(texts).__name__
+            raise TypeError(f"texts must be an iterable of texts, got one {kind}")
         return self._core.encode_batch(texts, _threads(n_threads))
 
     def encode_files(
@@ -338,8 +347,8 @@ class Tokenizer:
             )
         return TokenFile.open(out, tokenizer=self)
 
-    def count(self, text: str) -> int:
-        """The number of token ids of a text, without making a list of them."""
+    def count(self, text: str | bytes) -> int:
+        """The number of token ids of a text, without keeping them."""
         return self._core.count(text)
 
     def decode(self, token_ids: Sequence[int] | npt.NDArray[Any], errors: str = "replace") -> str:

@@ -1,6 +1,6 @@
 //! Distinct pretokens with their counts: what training needs of a corpus.
 
-use super::cache::{MAX_KEY_BYTES, hash_of, key_at};
+use super::cache::{MAX_KEY_BYTES, hash_bytes, hash_of, key_at, prefetch};
 use crate::pretokenize::Batch;
 
 #[derive(Clone, Copy, Default)]
@@ -190,37 +190,6 @@ fn find_short(slots: &mut [Short], key: u128) -> &mut Short {
         index = (index + 1) & mask;
     }
     &mut slots[index]
-}
-
-/// A hash of bytes, 8 at a time by multiplication and folding.
-fn hash_bytes(bytes: &[u8]) -> u64 {
-    const K: u64 = 0x9E37_79B9_7F4A_7C15;
-    let fold = |h: u64, word: u64| {
-        let product = u128::from(h ^ word) * u128::from(K);
-        (product as u64) ^ (product >> 64) as u64
-    };
-    let mut hash = K ^ bytes.len() as u64;
-    let mut chunks = bytes.chunks_exact(8);
-    for chunk in &mut chunks {
-        hash = fold(hash, u64::from_le_bytes(chunk.try_into().expect("8 bytes")));
-    }
-    let mut last = [0; 8];
-    let rest = chunks.remainder();
-    last[..rest.len()].copy_from_slice(rest);
-    fold(hash, u64::from_le_bytes(last) ^ K.rotate_left(17))
-}
-
-/// Asks the memory for the line of a value that is wanted soon.
-#[inline]
-pub(super) fn prefetch<T>(value: &T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint that reads nothing, on the address of a live value.
-        unsafe { _mm_prefetch(std::ptr::from_ref(value).cast(), _MM_HINT_T0) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
 }
 
 #[cfg(test)]

@@ -2,8 +2,11 @@
 
 mod cache;
 mod count;
+mod decode;
+mod encode;
 pub mod formats;
 mod merge;
+mod pair_ranks;
 mod tokenizer;
 mod train;
 mod vocab;

@@ -5,12 +5,14 @@ use std::sync::Mutex;
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
-use super::cache::{WordCache, key_at};
+use super::encode::{Words, encode_batch};
 use super::formats;
-use super::merge::{MergeScratch, PairRanks};
-use super::vocab::{Merge, Vocab};
+use super::merge::Merger;
+use super::pair_ranks::PairRanks;
+use super::vocab::{ID_LIMIT, Merge, Vocab};
+use crate::TokenId;
 use crate::error::{Error, Result};
-use crate::pretokenize::{Batch, Pattern, Segment, SpecialTokens};
+use crate::pretokenize::{Pattern, Segment, SpecialTokens};
 
 /// Which pairs of tokens may merge, and in which order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,6 @@ pub struct Tokenizer {
     ids: FxHashMap<Box<[u8]>, u32>,
     ordinary_ids: FxHashMap<Box<[u8]>, u32>,
     ranks: PairRanks,
-    byte_ids: [u32; 256],
     scratch: Mutex<Vec<Scratch>>,
 }
 
@@ -48,28 +49,11 @@ struct Scratch {
     words: Words,
 }
 
-/// What it takes to encode pretokens: the cache and the buffers of the merge.
-struct Words {
-    cache: WordCache,
-    keys: Vec<u128>,
-    symbols: Vec<u32>,
-    merge: MergeScratch,
-}
-
-/// The key of a pretoken that is too long for the cache; its length byte is no length.
-const TOO_LONG: u128 = u128::MAX;
-
 impl Scratch {
     fn new() -> Self {
-        let words = Words {
-            cache: WordCache::new(),
-            keys: Vec::with_capacity(1024),
-            symbols: Vec::with_capacity(64),
-            merge: MergeScratch::default(),
-        };
         Self {
             ends: Vec::with_capacity(1024),
-            words,
+            words: Words::new(),
         }
     }
 }
@@ -116,13 +100,13 @@ impl Tokenizer {
         let (merges, ranks) = match parts.merge_by {
             MergeBy::Merges => {
                 let merges = resolve_merges(&parts.merges, &ids)?;
-                let ranks = PairRanks::from_merges(&merges);
+                let ranks = PairRanks::from_merges(&merges, &byte_ids);
                 (merges, ranks)
             }
             MergeBy::Ids => {
                 check_token_lengths(&ordinary_ids)?;
-                let ranks = PairRanks::from_ids(&ordinary_ids);
-                (ranks.derive_merges(&vocab, &ordinary_ids, &byte_ids), ranks)
+                let ranks = PairRanks::from_ids(&ordinary_ids, &byte_ids);
+                (ranks.derive_merges(&vocab, &ordinary_ids), ranks)
             }
         };
         let merge_by = parts.merge_by;
@@ -137,7 +121,6 @@ impl Tokenizer {
             ids,
             ordinary_ids,
             ranks,
-            byte_ids,
             scratch,
         })
     }
@@ -198,23 +181,23 @@ impl Tokenizer {
         lengths
     }
 
-    /// Appends the ids of a text in which special tokens are recognised.
-    pub fn encode_into(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    /// Appends the ids of a text in which special tokens are recognised. With `u16` the
+    /// vocabulary must be one that fits ([`Tokenizer::is_narrow`]).
+    pub fn encode_into<I: TokenId>(&self, text: &[u8], out: &mut Vec<I>) -> Result<()> {
         self.encode_with(text, &self.specials, &self.special_ids, out)
     }
 
-    /// Appends the ids of a text in which special tokens are ordinary text.
-    pub fn encode_ordinary_into(&self, text: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    /// As [`Tokenizer::encode_into`] with special tokens as ordinary text.
+    pub fn encode_ordinary_into<I: TokenId>(&self, text: &[u8], out: &mut Vec<I>) -> Result<()> {
         self.with_scratch(|scratch| self.encode_segment(text, scratch, out))
     }
 
-    /// Appends the ids of a text in which only the special tokens that `allowed` accepts
-    /// are recognised.
-    pub fn encode_allowing(
+    /// As [`Tokenizer::encode_into`] with only those special tokens that `allowed` accepts.
+    pub fn encode_allowing<I: TokenId>(
         &self,
         text: &[u8],
         allowed: impl Fn(&str) -> bool,
-        out: &mut Vec<u32>,
+        out: &mut Vec<I>,
     ) -> Result<()> {
         let (texts, ids): (Vec<String>, Vec<u32>) = self
             .special_tokens()
@@ -224,17 +207,42 @@ impl Tokenizer {
         self.encode_with(text, &SpecialTokens::new(&texts)?, &ids, out)
     }
 
-    fn encode_with(
+    /// The number of ids of a text in which special tokens are recognised.
+    pub fn count(&self, text: &[u8]) -> Result<usize> {
+        let mut n_ids = 0;
+        let mut out: Vec<u32> = Vec::new();
+        self.with_scratch(|Scratch { ends, words }| {
+            self.specials.split(text, |segment| match segment {
+                Segment::Special(_) => {
+                    n_ids += 1;
+                    Ok(())
+                }
+                Segment::Text(segment) => self.pattern.split_batches(segment, ends, |batch| {
+                    out.clear();
+                    encode_batch(self, batch, words, &mut out);
+                    n_ids += out.len();
+                }),
+            })
+        })?;
+        Ok(n_ids)
+    }
+
+    /// Whether every id is a `u16`.
+    pub fn is_narrow(&self) -> bool {
+        self.vocab.len() <= 1 << 16
+    }
+
+    fn encode_with<I: TokenId>(
         &self,
         text: &[u8],
         specials: &SpecialTokens,
         special_ids: &[u32],
-        out: &mut Vec<u32>,
+        out: &mut Vec<I>,
     ) -> Result<()> {
         self.with_scratch(|scratch| {
             specials.split(text, |segment| match segment {
                 Segment::Special(index) => {
-                    out.push(special_ids[index]);
+                    out.push(I::from_id(special_ids[index]));
                     Ok(())
                 }
                 Segment::Text(segment) => self.encode_segment(segment, scratch, out),
@@ -255,88 +263,28 @@ impl Tokenizer {
         result
     }
 
-    fn encode_segment(
+    fn encode_segment<I: TokenId>(
         &self,
         segment: &[u8],
         scratch: &mut Scratch,
-        out: &mut Vec<u32>,
+        out: &mut Vec<I>,
     ) -> Result<()> {
+        assert!(
+            self.is_narrow() || size_of::<I>() > size_of::<u16>(),
+            "u16 holds the ids of vocabularies of at most 65,536 tokens"
+        );
         let Scratch { ends, words } = scratch;
-        self.pattern
-            .split_batches(segment, ends, |batch| self.encode_batch(batch, words, out))
+        self.pattern.split_batches(segment, ends, |batch| {
+            encode_batch(self, batch, words, out);
+        })
     }
 
-    /// Appends the ids of a batch of pretokens.
-    ///
-    /// The lines of the cache are fetched for all of them first; then each costs a copy of
-    /// four places, however many count, and the one branch of a miss.
-    #[inline]
-    fn encode_batch(&self, batch: Batch<'_>, words: &mut Words, out: &mut Vec<u32>) {
-        words.keys.clear();
-        for (start, end) in batch.pretokens() {
-            let key = key_at(batch.segment, start, end).unwrap_or(TOO_LONG);
-            words.cache.prefetch(key);
-            words.keys.push(key);
+    /// The ids of a pretoken, by merging.
+    pub(super) fn merge_pretoken<'m>(&self, pretoken: &[u8], merger: &'m mut Merger) -> &'m [u32] {
+        match self.ordinary_ids.get(pretoken) {
+            Some(&id) => merger.single(id),
+            None => merger.merge(&self.ranks, pretoken),
         }
-        let mut n = out.len();
-        out.resize(n + 4 * batch.ends.len(), 0);
-        for (i, (start, end)) in batch.pretokens().enumerate() {
-            let value = words.cache.get(words.keys[i]);
-            if value[3] != 0 {
-                out[n..n + 4].copy_from_slice(&value);
-                n += value[3] as usize;
-                continue;
-            }
-            let token_ids = self.encode_pretoken(&batch.segment[start..end], words.keys[i], words);
-            // What is left to come needs at most four places each.
-            out.resize(n + token_ids.len() + 4 * (batch.ends.len() - i - 1), 0);
-            out[n..n + token_ids.len()].copy_from_slice(token_ids);
-            n += token_ids.len();
-        }
-        out.truncate(n);
-    }
-
-    /// The ids of a pretoken that the cache does not hold; it does then, if it can.
-    #[inline(never)]
-    fn encode_pretoken<'w>(&self, pretoken: &[u8], key: u128, words: &'w mut Words) -> &'w [u32] {
-        let Words {
-            cache,
-            symbols,
-            merge,
-            ..
-        } = words;
-        // One huge pretoken must not keep its buffers for the tokenizer's life.
-        if symbols.capacity() > 1 << 16 {
-            *symbols = Vec::with_capacity(64);
-            *merge = MergeScratch::default();
-        }
-        symbols.clear();
-        if let Some(&id) = self.ordinary_ids.get(pretoken) {
-            symbols.push(id);
-        } else {
-            symbols.extend(pretoken.iter().map(|&byte| self.byte_ids[byte as usize]));
-            self.ranks.merge(symbols, merge);
-        }
-        if key != TOO_LONG {
-            cache.insert(key, symbols);
-        }
-        symbols
-    }
-
-    /// Appends the bytes of each id.
-    ///
-    /// # Errors
-    /// `UnknownToken` for an id outside the vocabulary.
-    pub fn decode_into(&self, token_ids: &[u32], out: &mut Vec<u8>) -> Result<()> {
-        for (position, &id) in token_ids.iter().enumerate() {
-            out.extend_from_slice(self.vocab.get(id).ok_or_else(|| {
-                Error::UnknownToken(format!(
-                    "token ids must be in the vocabulary of {} tokens, got {id} at position {position}",
-                    self.vocab.len()
-                ))
-            })?);
-        }
-        Ok(())
     }
 }
 
@@ -411,6 +359,12 @@ fn resolve_merges(
     merges: &[(Vec<u8>, Vec<u8>)],
     ids: &FxHashMap<Box<[u8]>, u32>,
 ) -> Result<Vec<Merge>> {
+    if merges.len() > ID_LIMIT as usize {
+        return Err(Error::Argument(format!(
+            "merges must be at most {ID_LIMIT}, got {}",
+            merges.len()
+        )));
+    }
     let find = |rank: usize, token_bytes: &[u8]| {
         ids.get(token_bytes).copied().ok_or_else(|| {
             Error::Argument(format!(
@@ -463,7 +417,7 @@ mod tests {
             &["<|endoftext|>"],
             MergeBy::Merges,
         );
-        let mut out = Vec::new();
+        let mut out: Vec<u32> = Vec::new();
         tokenizer
             .encode_into(b"the<|endoftext|>th", &mut out)
             .expect("encodes");
@@ -472,7 +426,7 @@ mod tests {
         tokenizer.decode_into(&out, &mut text).expect("known ids");
         assert_eq!(text, b"the<|endoftext|>th");
         assert!(matches!(
-            tokenizer.decode_into(&[999], &mut text),
+            tokenizer.decode_into(&[999u32], &mut text),
             Err(Error::UnknownToken(_))
         ));
     }
@@ -480,7 +434,7 @@ mod tests {
     #[test]
     fn merging_by_ids_takes_whole_pretokens_that_no_merge_reaches() {
         let by_ids = tokenizer(&[("ab", "c")], &[], MergeBy::Ids);
-        let mut out = Vec::new();
+        let mut out: Vec<u32> = Vec::new();
         by_ids.encode_into(b"abc", &mut out).expect("encodes");
         assert_eq!(out, [256]);
         assert!(by_ids.merges().is_empty(), "no chain of merges builds abc");

@@ -2,10 +2,11 @@
 
 use rustc_hash::FxHashMap;
 
+use crate::TokenId;
 use crate::error::{Error, Result};
 
 /// Ids from here on are refused: the tables are indexed by id.
-const ID_LIMIT: u32 = 1 << 24;
+pub(super) const ID_LIMIT: u32 = 1 << 21;
 
 /// Two adjacent tokens and the token that replaces them; the position in a list of
 /// merges is the merge's rank.
@@ -23,11 +24,15 @@ pub struct Merge {
 ///
 /// Ids need not be contiguous (o200k has holes); the id of a hole has no bytes, and no
 /// token is empty.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Vocab {
+    /// Ends with `MARGIN` bytes that are no token's, so that each can be copied with them.
     bytes: Vec<u8>,
     starts: Vec<u32>,
 }
+
+/// Most tokens are copied as this many bytes, whatever their length, and cut off after.
+const MARGIN: usize = 16;
 
 impl Vocab {
     /// # Errors
@@ -35,7 +40,7 @@ impl Vocab {
     pub fn new(mut entries: Vec<(u32, Vec<u8>)>) -> Result<Self> {
         entries.sort_by_key(|(id, _)| *id);
         let mut vocab = Self {
-            bytes: Vec::new(),
+            bytes: vec![0; MARGIN],
             starts: vec![0],
         };
         for (id, token_bytes) in entries {
@@ -54,9 +59,8 @@ impl Vocab {
                     "token {id} must hold at least one byte"
                 )));
             }
-            vocab
-                .starts
-                .resize(id as usize + 1, vocab.bytes.len() as u32);
+            let end = vocab.n_bytes() as u32;
+            vocab.starts.resize(id as usize + 1, end);
             vocab.push(&token_bytes)?;
         }
         Ok(vocab)
@@ -64,12 +68,51 @@ impl Vocab {
 
     /// Appends a token; its id is the former [`Vocab::len`].
     pub(super) fn push(&mut self, token_bytes: &[u8]) -> Result<u32> {
+        self.bytes.truncate(self.n_bytes());
         self.bytes.extend_from_slice(token_bytes);
-        let end = u32::try_from(self.bytes.len()).map_err(|_| {
+        self.bytes.resize(self.bytes.len() + MARGIN, 0);
+        let end = u32::try_from(self.n_bytes()).map_err(|_| {
             Error::Argument("a vocabulary must hold less than 4 GiB of token bytes".into())
         })?;
         self.starts.push(end);
         Ok(self.len() as u32 - 1)
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.bytes.len() - MARGIN
+    }
+
+    /// Bytes of all ids together; the place of the first that is a hole or out of range.
+    pub(super) fn total_bytes<I: TokenId>(
+        &self,
+        token_ids: &[I],
+    ) -> std::result::Result<usize, usize> {
+        let mut sum = 0;
+        for (place, id) in token_ids.iter().enumerate() {
+            let id = id.id() as usize;
+            match self.starts.get(id..id + 2) {
+                Some(range) if range[0] < range[1] => sum += (range[1] - range[0]) as usize,
+                _ => return Err(place),
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Writes the bytes of each id; `out` has as many as [`Vocab::total_bytes`] says.
+    pub(super) fn copy_all<I: TokenId>(&self, token_ids: &[I], out: &mut [u8]) {
+        let mut n = 0;
+        for id in token_ids {
+            let id = id.id() as usize;
+            let (start, end) = (self.starts[id] as usize, self.starts[id + 1] as usize);
+            let len = end - start;
+            match out.get_mut(n..n + MARGIN) {
+                Some(target) if len <= MARGIN => {
+                    target.copy_from_slice(&self.bytes[start..start + MARGIN]);
+                }
+                _ => out[n..n + len].copy_from_slice(&self.bytes[start..end]),
+            }
+            n += len;
+        }
     }
 
     /// One above the largest id: what a model's embedding needs.

@@ -4,19 +4,24 @@
 //! workers take them, and results come back in the order of the blocks. At most a few
 //! blocks per worker exist at a time, so memory does not depend on the size of the corpus.
 
+mod batch;
 mod blocks;
 mod in_order;
+mod stream;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+pub use batch::encode_batch;
 pub use blocks::{Block, FileBlocks, Invalid, Splitter, Unit};
 use in_order::in_order;
 pub use in_order::thread_count;
+pub use stream::StreamEncoder;
 
 use crate::bpe::{PretokenCounts, Tokenizer};
 use crate::error::Result;
 use crate::token_file::{TokenFileOptions, TokenFileSummary, TokenFileWriter};
-use crate::{Progress, pretokenize};
+use crate::{Progress, TokenId, pretokenize};
 
 /// Counts the pretokens of a corpus.
 ///
@@ -59,8 +64,8 @@ pub fn count_pretokens(
 }
 
 /// Ids of one block, and what the writer needs to know of it.
-struct EncodedBlock {
-    token_ids: Vec<u32>,
+struct EncodedBlock<I> {
+    token_ids: Vec<I>,
     document_ends: Vec<usize>,
     n_bytes: u64,
 }
@@ -85,22 +90,72 @@ pub fn encode_files(
     let splitter = Splitter::of(tokenizer);
     let end_of_text = options.tokenizer.end_of_text;
     let blocks = FileBlocks::new(paths, &splitter)?;
-    let total_bytes = blocks.total_bytes();
-    let mut writer = TokenFileWriter::create(out, options)?;
-    let encode = |(): &mut (), mut block: Block| {
+    let writer = TokenFileWriter::create(out, options)?;
+    let job = EncodeJob {
+        tokenizer,
+        end_of_text,
+        invalid,
+        n_threads: thread_count(n_threads),
+    };
+    if tokenizer.is_narrow() {
+        job.run::<u16>(blocks, writer, progress)
+    } else {
+        job.run::<u32>(blocks, writer, progress)
+    }
+}
+
+struct EncodeJob<'j> {
+    tokenizer: &'j Tokenizer,
+    end_of_text: Option<u32>,
+    invalid: Invalid,
+    n_threads: usize,
+}
+
+impl EncodeJob<'_> {
+    fn run<I: TokenId>(
+        &self,
+        blocks: FileBlocks<'_>,
+        mut writer: TokenFileWriter,
+        progress: &mut Progress,
+    ) -> Result<TokenFileSummary> {
+        // Memory that was used before is there already; new memory is zeroed by the system.
+        let spare = Mutex::new(Vec::new());
+        let total_bytes = blocks.total_bytes();
+        let mut done = 0;
+        let take = || spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let encode = |(): &mut (), block| self.encode_block(block, take().unwrap_or_default());
+        let consume = |block: EncodedBlock<I>| {
+            writer.write(&block.token_ids, &block.document_ends)?;
+            done += block.n_bytes;
+            spare
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(block.token_ids);
+            progress("encode", done, total_bytes)
+        };
+        in_order(self.n_threads, blocks, || (), encode, consume)?;
+        writer.finish()
+    }
+
+    fn encode_block<I: TokenId>(
+        &self,
+        mut block: Block,
+        mut token_ids: Vec<I>,
+    ) -> Result<EncodedBlock<I>> {
         let n_bytes = block.bytes.len() as u64;
-        block.check_utf8(invalid)?;
-        let mut token_ids = Vec::with_capacity(block.bytes.len() / 3);
-        tokenizer.encode_into(&block.bytes, &mut token_ids)?;
-        let ids = token_ids.iter().enumerate();
-        let ends = ids
-            .filter(|&(_, &id)| Some(id) == end_of_text)
-            .map(|(i, _)| i + 1);
-        let mut document_ends: Vec<usize> = ends.collect();
+        block.check_utf8(self.invalid)?;
+        token_ids.clear();
+        self.tokenizer.encode_into(&block.bytes, &mut token_ids)?;
+        let mut document_ends = Vec::new();
+        if let Some(end_of_text) = self.end_of_text {
+            let ids = token_ids.iter().enumerate();
+            let ends = ids.filter(|(_, id)| id.id() == end_of_text);
+            document_ends.extend(ends.map(|(i, _)| i + 1));
+        }
         // The last block of a file that holds anything is not empty.
         let is_open = !token_ids.is_empty() && document_ends.last() != Some(&token_ids.len());
         if block.closes_document && is_open {
-            token_ids.extend(end_of_text);
+            token_ids.extend(self.end_of_text.map(I::from_id));
             document_ends.push(token_ids.len());
         }
         Ok(EncodedBlock {
@@ -108,121 +163,6 @@ pub fn encode_files(
             document_ends,
             n_bytes,
         })
-    };
-    let mut done = 0;
-    in_order(
-        thread_count(n_threads),
-        blocks,
-        || (),
-        encode,
-        |block| {
-            writer.write(&block.token_ids, &block.document_ends)?;
-            done += block.n_bytes;
-            progress("encode", done, total_bytes)
-        },
-    )?;
-    writer.finish()
-}
-
-/// Encodes many texts; returns all ids and where each text's ids end.
-///
-/// # Errors
-/// As [`Tokenizer::encode_into`].
-pub fn encode_batch(
-    tokenizer: &Tokenizer,
-    texts: &[&str],
-    n_threads: Option<usize>,
-) -> Result<(Vec<u32>, Vec<usize>)> {
-    const SMALL: usize = 1 << 16;
-    let total: usize = texts.iter().map(|text| text.len()).sum();
-    let n_threads = if total < SMALL {
-        1
-    } else {
-        thread_count(n_threads)
-    };
-    let share = total.div_ceil(n_threads * 4).max(SMALL);
-    let encode = |group: &[&str]| {
-        let mut token_ids =
-            Vec::with_capacity(group.iter().map(|text| text.len()).sum::<usize>() / 3);
-        let mut ends = Vec::with_capacity(group.len());
-        for text in group {
-            tokenizer.encode_into(text.as_bytes(), &mut token_ids)?;
-            ends.push(token_ids.len());
-        }
-        Ok((token_ids, ends))
-    };
-    if n_threads == 1 {
-        return encode(texts);
-    }
-    let groups = groups_of(texts, share).into_iter().map(Ok);
-    let (mut token_ids, mut ends) = (
-        Vec::with_capacity(total / 3),
-        Vec::with_capacity(texts.len()),
-    );
-    in_order(
-        n_threads,
-        groups,
-        || (),
-        |(): &mut (), group| encode(group),
-        |(ids, group_ends)| {
-            ends.extend(group_ends.iter().map(|end| token_ids.len() + end));
-            token_ids.extend_from_slice(&ids);
-            Ok(())
-        },
-    )?;
-    Ok((token_ids, ends))
-}
-
-/// Consecutive texts in groups of about `share` bytes.
-fn groups_of<'g, 't>(texts: &'g [&'t str], share: usize) -> Vec<&'g [&'t str]> {
-    let mut groups = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (i, text) in texts.iter().enumerate() {
-        size += text.len();
-        if size >= share || i + 1 == texts.len() {
-            groups.push(&texts[start..=i]);
-            (start, size) = (i + 1, 0);
-        }
-    }
-    groups
-}
-
-/// Feeds a tokenizer a text in pieces; what is decided already comes out at once.
-pub struct StreamEncoder {
-    splitter: Splitter,
-    pending: Vec<u8>,
-    /// From where the pending text has not been searched for a cut.
-    from: usize,
-}
-
-impl StreamEncoder {
-    /// A stream for a tokenizer.
-    pub fn new(tokenizer: &Tokenizer) -> Self {
-        Self {
-            splitter: Splitter::of(tokenizer),
-            pending: Vec::new(),
-            from: 0,
-        }
-    }
-
-    /// Takes the next piece; appends the ids that no later piece can change.
-    pub fn push(&mut self, tokenizer: &Tokenizer, text: &str, out: &mut Vec<u32>) -> Result<()> {
-        self.pending.extend_from_slice(text.as_bytes());
-        match self.splitter.last_cut(&self.pending, self.from) {
-            Ok(cut) => {
-                tokenizer.encode_into(&self.pending[..cut], out)?;
-                self.pending.drain(..cut);
-                self.from = 0;
-            }
-            Err(from) => self.from = from,
-        }
-        Ok(())
-    }
-
-    /// Appends the ids of what is left; the text has ended.
-    pub fn finish(&mut self, tokenizer: &Tokenizer, out: &mut Vec<u32>) -> Result<()> {
-        self.from = 0;
-        tokenizer.encode_into(&std::mem::take(&mut self.pending), out)
     }
 }
 

@@ -185,6 +185,16 @@ pub struct Batch<'b> {
 }
 
 impl Batch<'_> {
+    /// Start and end of the pretoken with a number.
+    #[inline]
+    pub fn pretoken(&self, number: usize) -> (usize, usize) {
+        let start = match number.checked_sub(1) {
+            Some(before) => self.ends[before] as usize,
+            None => self.start,
+        };
+        (start, self.ends[number] as usize)
+    }
+
     /// Start and end of each pretoken in the segment.
     #[inline]
     pub fn pretokens(&self) -> impl Iterator<Item = (usize, usize)> {

@@ -1,5 +1,6 @@
 //! `Tokenizer` and what reads and writes text through it.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,9 +11,11 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyIterator, PyList, PySlice, PyString};
 
 use super::text_of;
+use crate::TokenId;
 use crate::bpe::formats::{self, Format};
 use crate::bpe::{MergeBy, Parts};
 use crate::files::{StreamEncoder, encode_batch};
+use crate::memory::with_huge_pages;
 
 /// Byte-level BPE: the core of `rslm.Tokenizer`.
 #[pyclass(frozen, module = "rslm._rslm")]
@@ -37,17 +40,22 @@ const SHARE_INTEGERS: usize = 4096;
 impl Tokenizer {
     /// A list of ids. Making an integer costs ten times as much as counting one more
     /// reference to it, so long lists share one integer per id of the vocabulary.
-    fn list<'py>(&self, py: Python<'py>, token_ids: Vec<u32>) -> PyResult<Bound<'py, PyList>> {
-        let shared = match self.integers(py) {
-            None if token_ids.len() < SHARE_INTEGERS => return PyList::new(py, token_ids),
+    fn list<'py, I: TokenId>(
+        &self,
+        py: Python<'py>,
+        token_ids: &[I],
+    ) -> PyResult<Bound<'py, PyList>> {
+        let ids = token_ids.iter().map(|id| id.id());
+        let shared = match self.integers() {
+            None if token_ids.len() < SHARE_INTEGERS => return PyList::new(py, ids),
             None => self.make_integers(py),
             Some(shared) => shared,
         };
-        PyList::new(py, token_ids.iter().map(|&id| shared[id as usize].bind(py)))
+        PyList::new(py, ids.map(|id| shared[id as usize].bind(py)))
     }
 
     /// Never waits for the lock: after a fork, the thread that held it may not exist.
-    fn integers(&self, _py: Python<'_>) -> Option<Arc<Vec<Py<PyInt>>>> {
+    fn integers(&self) -> Option<Arc<Vec<Py<PyInt>>>> {
         self.integers
             .try_lock()
             .ok()
@@ -67,18 +75,8 @@ impl Tokenizer {
     }
 }
 
-/// Token ids from a `NumPy` array or any sequence of integers.
+/// Token ids from a sequence of integers.
 fn ids_of(token_ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    if let Ok(array) = token_ids.cast::<PyArray1<u32>>()
-        && let Ok(token_ids) = array.to_vec()
-    {
-        return Ok(token_ids);
-    }
-    if let Ok(array) = token_ids.cast::<PyArray1<u16>>()
-        && let Ok(token_ids) = array.to_vec()
-    {
-        return Ok(token_ids.into_iter().map(u32::from).collect());
-    }
     let listed;
     let token_ids = if token_ids.hasattr("tolist")? {
         listed = token_ids.call_method0("tolist")?;
@@ -99,6 +97,34 @@ fn ids_of(token_ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         })?);
     }
     Ok(out)
+}
+
+/// The bytes of a `str` or `bytes` object.
+enum Text<'a> {
+    Str(Cow<'a, str>),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Text<'a> {
+    fn of(text: &'a Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(text) = text.cast::<PyString>() {
+            return Ok(Self::Str(text_of(text)?));
+        }
+        match text.cast::<PyBytes>() {
+            Ok(bytes) => Ok(Self::Bytes(bytes.as_bytes())),
+            Err(_) => Err(PyTypeError::new_err(format!(
+                "a text must be str or bytes, got {}",
+                text.get_type().name()?
+            ))),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Str(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 #[pymethods]
@@ -222,7 +248,27 @@ impl Tokenizer {
         py: Python<'py>,
         text: &Bound<'py, PyString>,
     ) -> PyResult<Bound<'py, PyList>> {
-        self.list(py, self.encoded(py, text)?)
+        let text = text_of(text)?;
+        if self.core.is_narrow() {
+            self.list(py, &self.encoded::<u16>(py, text.as_bytes())?)
+        } else {
+            self.list(py, &self.encoded::<u32>(py, text.as_bytes())?)
+        }
+    }
+
+    fn encode_to_numpy<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let text = Text::of(text)?;
+        Ok(if self.core.is_narrow() {
+            let ids = self.encoded::<u16>(py, text.as_bytes())?;
+            ids.into_pyarray(py).into_any()
+        } else {
+            let ids = self.encoded::<u32>(py, text.as_bytes())?;
+            ids.into_pyarray(py).into_any()
+        })
     }
 
     fn encode_ordinary<'py>(
@@ -231,9 +277,9 @@ impl Tokenizer {
         text: &Bound<'py, PyString>,
     ) -> PyResult<Bound<'py, PyList>> {
         let text = text_of(text)?;
-        let mut out = Vec::new();
+        let mut out: Vec<u32> = Vec::new();
         py.detach(|| self.core.encode_ordinary_into(text.as_bytes(), &mut out))?;
-        self.list(py, out)
+        self.list(py, &out)
     }
 
     fn encode_allowing<'py>(
@@ -243,17 +289,19 @@ impl Tokenizer {
         allowed: Vec<String>,
     ) -> PyResult<Bound<'py, PyList>> {
         let text = text_of(text)?;
-        let mut out = Vec::new();
+        let mut out: Vec<u32> = Vec::new();
         let is_allowed = |special: &str| allowed.iter().any(|other| other == special);
         py.detach(|| {
             self.core
                 .encode_allowing(text.as_bytes(), is_allowed, &mut out)
         })?;
-        self.list(py, out)
+        self.list(py, &out)
     }
 
-    fn count(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<usize> {
-        Ok(self.encoded(py, text)?.len())
+    fn count(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let text = Text::of(text)?;
+        let text = text.as_bytes();
+        Ok(detach_if_long(py, text, || self.core.count(text))?)
     }
 
     fn encode_batch<'py>(
@@ -262,23 +310,20 @@ impl Tokenizer {
         texts: &Bound<'py, PyAny>,
         n_threads: Option<usize>,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyArray1<i64>>)> {
-        let strings: Vec<Bound<'_, PyString>> = texts
-            .try_iter()?
-            .map(|text| Ok(text?.cast_into::<PyString>()?))
-            .collect::<PyResult<_>>()?;
-        let texts = strings.iter().map(text_of).collect::<PyResult<Vec<_>>>()?;
-        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        let (token_ids, ends) = py.detach(|| encode_batch(&self.core, &texts, n_threads))?;
+        let objects: Vec<Bound<'_, PyAny>> = texts.try_iter()?.collect::<PyResult<_>>()?;
+        let texts = objects.iter().map(Text::of).collect::<PyResult<Vec<_>>>()?;
+        let texts: Vec<&[u8]> = texts.iter().map(Text::as_bytes).collect();
+        let (token_ids, ends) = if self.core.is_narrow() {
+            let (ids, ends) = py.detach(|| encode_batch::<u16>(&self.core, &texts, n_threads))?;
+            (ids.into_pyarray(py).into_any(), ends)
+        } else {
+            let (ids, ends) = py.detach(|| encode_batch::<u32>(&self.core, &texts, n_threads))?;
+            (ids.into_pyarray(py).into_any(), ends)
+        };
         let mut offsets = vec![0; ends.len() + 1];
         for (offset, end) in offsets[1..].iter_mut().zip(ends) {
             *offset = end.cast_signed() as i64;
         }
-        let token_ids = if self.core.vocab().len() <= 1 << 16 {
-            let narrow: Vec<u16> = token_ids.into_iter().map(|id| id as u16).collect();
-            narrow.into_pyarray(py).into_any()
-        } else {
-            token_ids.into_pyarray(py).into_any()
-        };
         Ok((token_ids, offsets.into_pyarray(py)))
     }
 
@@ -300,10 +345,20 @@ impl Tokenizer {
         py: Python<'py>,
         token_ids: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let token_ids = ids_of(token_ids)?;
-        let mut out = Vec::with_capacity(token_ids.len() * 4);
-        py.detach(|| self.core.decode_into(&token_ids, &mut out))?;
-        Ok(PyBytes::new(py, &out))
+        // Arrays are read where they lie, and the interpreter stays: their owner may write.
+        if let Ok(array) = token_ids.cast::<PyArray1<u16>>()
+            && let Ok(array) = array.try_readonly()
+            && let Ok(token_ids) = array.as_slice()
+        {
+            return self.decoded(py, token_ids);
+        }
+        if let Ok(array) = token_ids.cast::<PyArray1<u32>>()
+            && let Ok(array) = array.try_readonly()
+            && let Ok(token_ids) = array.as_slice()
+        {
+            return self.decoded(py, token_ids);
+        }
+        self.decoded(py, &ids_of(token_ids)?)
     }
 
     fn token_to_id(&self, token_bytes: &[u8]) -> Option<u32> {
@@ -311,17 +366,32 @@ impl Tokenizer {
     }
 }
 
+/// Leaving the interpreter costs more than encoding a short text.
+fn detach_if_long<T: Send>(py: Python<'_>, text: &[u8], work: impl Send + FnOnce() -> T) -> T {
+    if text.len() < 1024 {
+        work()
+    } else {
+        py.detach(work)
+    }
+}
+
 impl Tokenizer {
-    fn encoded(&self, py: Python<'_>, text: &Bound<'_, PyString>) -> PyResult<Vec<u32>> {
-        let text = text_of(text)?;
-        let mut out = Vec::with_capacity(text.len() / 4 + 4);
-        // Leaving the interpreter costs more than encoding a short text.
-        if text.len() < 1024 {
-            self.core.encode_into(text.as_bytes(), &mut out)?;
-        } else {
-            py.detach(|| self.core.encode_into(text.as_bytes(), &mut out))?;
-        }
+    fn encoded<I: TokenId>(&self, py: Python<'_>, text: &[u8]) -> PyResult<Vec<I>> {
+        let mut out = with_huge_pages(Vec::with_capacity(text.len() / 4 + 16));
+        detach_if_long(py, text, || self.core.encode_into(text, &mut out))?;
         Ok(out)
+    }
+
+    fn decoded<'py, I: TokenId>(
+        &self,
+        py: Python<'py>,
+        token_ids: &[I],
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let n_bytes = self.core.decoded_bytes(token_ids)?;
+        PyBytes::new_with(py, n_bytes, |out| {
+            self.core.decode_to(token_ids, out);
+            Ok(())
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::header::{HEADER_BYTES, NPY_HEADER_BYTES, npy_header};
 use super::manifest::ShardRecord;
 use super::{CRC_BLOCK_BYTES, index_name, shard_name};
+use crate::TokenId;
 use crate::error::{Error, Result};
 
 /// One open shard: the payload, block by block, and the index of its documents.
@@ -64,7 +65,11 @@ impl ShardWriter {
     }
 
     /// Appends tokens of one document; the ids are known to fit.
-    pub fn append(&mut self, mut token_ids: &[u32], token_byte_lengths: &[u32]) -> Result<()> {
+    pub fn append<I: TokenId>(
+        &mut self,
+        mut token_ids: &[I],
+        token_byte_lengths: &[u32],
+    ) -> Result<()> {
         if !token_ids.is_empty() && !self.document_open {
             self.document_open = true;
             self.n_documents += 1;
@@ -73,7 +78,7 @@ impl ShardWriter {
         self.n_tokens += token_ids.len() as u64;
         self.n_utf8_bytes += token_ids
             .iter()
-            .map(|&id| u64::from(token_byte_lengths[id as usize]))
+            .map(|id| u64::from(token_byte_lengths[id.id() as usize]))
             .sum::<u64>();
         while !token_ids.is_empty() {
             let room = (CRC_BLOCK_BYTES - self.block.len()) / usize::from(self.itemsize);
@@ -130,17 +135,17 @@ impl ShardWriter {
 }
 
 /// Appends ids as little-endian integers of `itemsize` bytes.
-fn push_ids(block: &mut Vec<u8>, token_ids: &[u32], itemsize: u8) {
+fn push_ids<I: TokenId>(block: &mut Vec<u8>, token_ids: &[I], itemsize: u8) {
     let start = block.len();
     block.resize(start + token_ids.len() * usize::from(itemsize), 0);
     let target = &mut block[start..];
     if itemsize == 2 {
         for (bytes, id) in target.as_chunks_mut::<2>().0.iter_mut().zip(token_ids) {
-            *bytes = (*id as u16).to_le_bytes();
+            *bytes = (id.id() as u16).to_le_bytes();
         }
     } else {
         for (bytes, id) in target.as_chunks_mut::<4>().0.iter_mut().zip(token_ids) {
-            *bytes = id.to_le_bytes();
+            *bytes = id.id().to_le_bytes();
         }
     }
 }
@@ -212,8 +217,8 @@ mod tests {
     #[test]
     fn push_ids_is_little_endian_at_both_widths() {
         let mut block = vec![9];
-        push_ids(&mut block, &[1, 0xFFFE], 2);
-        push_ids(&mut block, &[0x0001_0203], 4);
+        push_ids(&mut block, &[1u32, 0xFFFE], 2);
+        push_ids(&mut block, &[0x0001_0203u32], 4);
         assert_eq!(block, [9, 1, 0, 0xFE, 0xFF, 3, 2, 1, 0]);
     }
 }

@@ -12,6 +12,7 @@ use super::{
     MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, TokenFileOptions, TokenFileSummary, TokenizerRecord,
     hex, itemsize_for,
 };
+use crate::TokenId;
 use crate::error::{Error, Result};
 
 /// Keeps the manifest, in which the tokenizer is quoted once, below its own limit.
@@ -88,7 +89,7 @@ impl TokenFileWriter {
     ///
     /// If an id is not below the vocabulary size or an end is out of order (nothing is
     /// written then), or if the system refuses to write. A writer that failed stays failed.
-    pub fn write(&mut self, token_ids: &[u32], document_ends: &[usize]) -> Result<()> {
+    pub fn write<I: TokenId>(&mut self, token_ids: &[I], document_ends: &[usize]) -> Result<()> {
         self.check_usable()?;
         // Stays set if any of the following returns early.
         self.failed = true;
@@ -121,12 +122,12 @@ impl TokenFileWriter {
         Ok(())
     }
 
-    fn check_ids(&self, token_ids: &[u32]) -> Result<()> {
+    fn check_ids<I: TokenId>(&self, token_ids: &[I]) -> Result<()> {
         let vocab_size = self.manifest.tokenizer.vocab_size;
         // The maximum vectorises; the position is looked up only to report it.
         if token_ids
             .iter()
-            .copied()
+            .map(|id| id.id())
             .max()
             .is_none_or(|id| id < vocab_size)
         {
@@ -134,11 +135,11 @@ impl TokenFileWriter {
         }
         let at = token_ids
             .iter()
-            .position(|&id| id >= vocab_size)
+            .position(|id| id.id() >= vocab_size)
             .unwrap_or_default();
         Err(Error::UnknownToken(format!(
             "token_ids must be below vocab_size {vocab_size}, got {} at position {at}",
-            token_ids[at]
+            token_ids[at].id()
         )))
     }
 
@@ -157,7 +158,7 @@ impl TokenFileWriter {
     }
 
     /// Appends tokens of one document, going on in the next shard where one is full.
-    fn append(&mut self, mut token_ids: &[u32]) -> Result<()> {
+    fn append<I: TokenId>(&mut self, mut token_ids: &[I]) -> Result<()> {
         while !token_ids.is_empty() {
             let mut shard = match self.shard.take() {
                 Some(shard) => shard,
@@ -349,8 +350,8 @@ mod tests {
         options.shard_tokens = 4;
         // 10 bytes are 5 tokens of 2 bytes.
         let mut writer = TokenFileWriter::create_with_limit(folder.path(), options, 10).unwrap();
-        writer.write(&[1; 12], &[12]).unwrap();
-        writer.write(&[2; 5], &[5]).unwrap();
+        writer.write(&[1u32; 12], &[12]).unwrap();
+        writer.write(&[2u32; 5], &[5]).unwrap();
         let sizes: Vec<_> = writer
             .manifest
             .shards
@@ -374,8 +375,8 @@ mod tests {
         let mut options = options(300);
         options.shard_tokens = 5;
         let mut writer = TokenFileWriter::create_with_limit(folder.path(), options, 10).unwrap();
-        writer.write(&[1; 5], &[]).unwrap();
-        writer.write(&[2; 5], &[0, 5]).unwrap();
+        writer.write(&[1u32; 5], &[]).unwrap();
+        writer.write(&[2u32; 5], &[0, 5]).unwrap();
         assert_eq!(writer.manifest.n_split_documents, 0);
         assert_eq!(writer.finish().unwrap().n_documents, 2);
     }
@@ -384,7 +385,7 @@ mod tests {
     fn finish_closes_an_open_document() {
         let folder = Folder::new("open");
         let mut writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
-        writer.write(&[5, 6, 0, 7], &[3]).unwrap();
+        writer.write(&[5u32, 6, 0, 7], &[3]).unwrap();
         let summary = writer.finish().unwrap();
         assert_eq!(
             (summary.n_tokens, summary.n_documents, summary.n_utf8_bytes),
@@ -439,9 +440,9 @@ mod tests {
         for (ids, ends, expected) in cases {
             let folder = Folder::new("refused");
             let mut writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
-            writer.write(&[1, 2, 0], &[3]).unwrap();
+            writer.write(&[1u32, 2, 0], &[3]).unwrap();
             assert_eq!(message(writer.write(ids, ends)), expected);
-            assert!(message(writer.write(&[1], &[1])).contains("after it failed"));
+            assert!(message(writer.write(&[1u32], &[1])).contains("after it failed"));
             assert!(message(writer.finish()).contains("after it failed"));
             assert!(!folder.path().exists());
         }

@@ -1,0 +1,37 @@
+//! Ids -> bytes.
+
+use super::tokenizer::Tokenizer;
+use crate::TokenId;
+use crate::error::{Error, Result};
+
+impl Tokenizer {
+    /// Appends the bytes of each id.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decoded_bytes`]; `out` is then as it was.
+    pub fn decode_into<I: TokenId>(&self, token_ids: &[I], out: &mut Vec<u8>) -> Result<()> {
+        let first = out.len();
+        out.resize(first + self.decoded_bytes(token_ids)?, 0);
+        self.decode_to(token_ids, &mut out[first..]);
+        Ok(())
+    }
+
+    /// How many bytes ids stand for.
+    ///
+    /// # Errors
+    /// `UnknownToken` for an id outside the vocabulary.
+    pub fn decoded_bytes<I: TokenId>(&self, token_ids: &[I]) -> Result<usize> {
+        self.vocab().total_bytes(token_ids).map_err(|place| {
+            Error::UnknownToken(format!(
+                "token ids must be in the vocabulary of {} tokens, got {} at position {place}",
+                self.vocab().len(),
+                token_ids[place].id(),
+            ))
+        })
+    }
+
+    /// Writes the bytes of ids for which [`Tokenizer::decoded_bytes`] gave the length of `out`.
+    pub fn decode_to<I: TokenId>(&self, token_ids: &[I], out: &mut [u8]) {
+        self.vocab().copy_all(token_ids, out);
+    }
+}
