@@ -53,7 +53,7 @@ RUST_LAYERS = [
     ["error", "memory", "token_id"],
     ["pretokenize", "bpe::vocab"],
     ["bpe::count", "bpe::train", "bpe::pair_ranks", "bpe::merge", "bpe::cache", "token_file"],
-    ["bpe::tokenizer", "bpe::encode", "bpe::decode", "bpe::formats", "files"],
+    ["bpe::tokenizer", "bpe::encode", "bpe::decode", "bpe::dropout", "bpe::formats", "files"],
 ]
 # These hold declarations and re-exports only.
 RUST_FACE = ["lib", "bpe"]

@@ -434,6 +434,63 @@ def test_one_huge_word_takes_no_time(text: str, rust_tokenizer, reference_tokeni
     assert tokenizer.decode(token_ids) == text
 
 
+@given(text=TEXTS, dropout=st.sampled_from([0.1, 0.5, 0.9, 1.0]), seed=st.integers(0, 2**64 - 1))
+def test_dropout_equals_reference(
+    text: str, dropout: float, seed: int, rust_tokenizer, reference_tokenizer
+) -> None:
+    tokenizer, expected = rust_tokenizer(), reference_tokenizer()
+    token_ids = tokenizer.encode(text, dropout=dropout, seed=seed)
+    assert token_ids == expected.encode_with_dropout(text, dropout, seed)
+    assert tokenizer.decode(token_ids) == reference.replace_surrogates(text)
+
+
+def test_dropout_of_a_huge_word_takes_no_time(rust_tokenizer) -> None:
+    text = "ab" * 50_000
+    started = time.process_time()
+    assert rust_tokenizer().decode(rust_tokenizer().encode(text, dropout=0.5)) == text
+    assert time.process_time() - started < 5
+    with pytest.raises(ValueError, match=r"dropout must be from 0 to 1, got 1.5"):
+        rust_tokenizer().encode("a", dropout=1.5)
+    with pytest.raises(ValueError, match="seed must be"):
+        rust_tokenizer().encode("a", dropout=0.5, seed=-1)
+    with pytest.raises(ValueError, match="must not be combined"):
+        rust_tokenizer().encode("a", dropout=0.5, allowed_special=())
+
+
+@given(text=TEXTS)
+def test_offsets_are_those_of_tokenizers_and_tiktoken(text: str, rust_tokenizer) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tiktoken = pytest.importorskip("tiktoken")
+    tokenizer = rust_tokenizer()
+    text = reference.replace_surrogates(text).replace("\ufffd", "")
+    token_ids, offsets = tokenizer.encode_with_offsets(text)
+    assert token_ids == tokenizer.encode(text)
+    printable = {byte: chr(byte if reference.is_printable(byte) else 0) for byte in range(256)}
+    others = iter(range(256, 400))
+    printable = {b: c if c != "\0" else chr(next(others)) for b, c in printable.items()}
+    name = {token: "".join(printable[b] for b in token) for token in tokenizer.vocab.values()}
+    hf = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {name[token]: i for i, token in tokenizer.vocab.items()},
+            [(name[left], name[right]) for left, right in tokenizer.merges],
+        )
+    )
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoding = hf.encode(text)
+    if encoding.ids == token_ids:  # Special tokens in the text are none to this one.
+        assert offsets == encoding.offsets
+    ranks = {token: i for i, token in tokenizer.vocab.items()}
+    ours = tiktoken.Encoding(
+        "ours", pat_str=reference.PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={}
+    )
+    assert tokenizer.decode_with_offsets(token_ids) == ours.decode_with_offsets(token_ids)
+
+
+def test_batches_come_back_from_their_arrays(rust_tokenizer) -> None:
+    texts = ["one", "", "two words", "é"]
+    assert rust_tokenizer().decode_batch(*rust_tokenizer().encode_batch(texts)) == texts
+
+
 def test_wrong_types_are_refused(rust_tokenizer) -> None:
     tokenizer = rust_tokenizer()
     for call in (

@@ -70,6 +70,10 @@ class Tokenizer:
     def encode_to_numpy(
         self, text: str | bytes
     ) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]: ...
+    def encode_with_dropout(self, text: str, dropout: float, seed: int) -> list[int]: ...
+    def offsets(self, token_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Start and end of each id in the characters of the text."""
+
     def count(self, text: str | bytes) -> int: ...
     def encode_batch(
         self, texts: Iterable[str] | Iterable[bytes], n_threads: int | None

@@ -65,6 +65,16 @@ def pretokenize(text: str, pattern: str) -> list[str]:
     return [pretoken for pretoken in [*pretokens, text[end:]] if pretoken]
 
 
+def splitmix64(seed: int) -> Iterator[int]:
+    """Random numbers of 64 bits. Source: Steele, Lea and Flood 2014, figure 17."""
+    mask = 2**64 - 1
+    while True:
+        seed = (seed + 0x9E3779B97F4A7C15) & mask
+        z = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+        yield z ^ (z >> 31)
+
+
 def merge_pair(symbols: list[bytes], pair: Pair) -> list[bytes]:
     """The symbols with every occurrence of the pair joined, left to right, without overlap."""
     merged: list[bytes] = []
@@ -227,6 +237,31 @@ class Tokenizer:
             if pretoken not in self._cache:
                 self._cache[pretoken] = self._encode_pretoken(pretoken.encode())
             token_ids += self._cache[pretoken]
+        return token_ids
+
+    def encode_with_dropout(self, text: str, dropout: float, seed: int) -> list[int]:
+        """As `encode`, with each possible merge left out by chance in every step.
+
+        Pairs are asked in the order of rank and place; the first that stays is merged.
+
+        Source: Provilkov et al. 2020, Algorithm 1 (arXiv:1910.13267). SplitMix64 draws.
+        """
+        draws = splitmix64(seed)
+        token_ids = []
+        for i, piece in enumerate(split_special(replace_surrogates(text), self.special_tokens)):
+            if i % 2:
+                token_ids.append(self.special_tokens[piece])
+                continue
+            for pretoken in pretokenize(piece, self.pattern):
+                symbols = [bytes([byte]) for byte in pretoken.encode()]
+                while True:
+                    ranks = [(self.ranks.get(pair), i) for i, pair in enumerate(pairwise(symbols))]
+                    candidates = sorted((rank, i) for rank, i in ranks if rank is not None)
+                    stay = (i for _, i in candidates if (next(draws) >> 11) / 2**53 >= dropout)
+                    if (at := next(stay, None)) is None:
+                        break
+                    symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+                token_ids += [self.ids[symbol] for symbol in symbols]
         return token_ids
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:

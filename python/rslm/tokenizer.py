@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,6 +244,8 @@ class Tokenizer:
         *,
         allowed_special: Literal["all"] | Collection[str] = "all",
         disallowed_special: Literal["all"] | Collection[str] = (),
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> list[int]:
         """Token ids of a text; special tokens in it become their ids.
 
@@ -250,9 +253,21 @@ class Tokenizer:
         strings outside `allowed_special` are ordinary text, and one of
         `disallowed_special` in the text is refused ("all": every one not allowed).
 
+        With `dropout`, each merge is left out with that probability each time it could be
+        made: other token ids of the same text, decided by `seed`. Slow: nothing is remembered.
+
         Raises:
-            ValueError: the text holds a disallowed special token.
+            ValueError: the text holds a disallowed special token, `dropout` is not from 0
+                to 1, or comes together with other options.
+
+        Source: dropout: Provilkov et al. 2020, Algorithm 1 (arXiv:1910.13267).
         """
+        if dropout:
+            if allowed_special != "all" or disallowed_special:
+                raise ValueError("dropout and rules for special tokens must not be combined")
+            if not 0 <= seed < 1 << 64:
+                raise ValueError(f"seed must be from 0 to 2^64 - 1, got {seed}")
+            return self._core.encode_with_dropout(text, dropout, seed)
         if allowed_special == "all" and not disallowed_special:
             return self._core.encode(text)
         specials = self._core.special_tokens
@@ -266,6 +281,15 @@ class Tokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are ordinary text."""
         return self._core.encode_ordinary(text)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(token_ids, offsets): token i stands for, or in, `text[start:end]` of offset i.
+
+        Where several tokens share a character, each of them covers it whole, as in Hugging
+        Face tokenizers. Surrogates that pair up count as the one character they are.
+        """
+        token_ids = self._core.encode(text)
+        return token_ids, list(map(tuple, self._core.offsets(token_ids).tolist()))
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
         """Lazily, the token ids of the joined texts.
@@ -361,10 +385,31 @@ class Tokenizer:
         return self._core.decode_bytes(token_ids).decode("utf-8", errors)
 
     def decode_batch(
-        self, batch: Iterable[Sequence[int] | npt.NDArray[Any]], errors: str = "replace"
+        self,
+        batch: Iterable[Sequence[int] | npt.NDArray[Any]] | npt.NDArray[Any],
+        offsets: npt.NDArray[np.int64] | None = None,
+        errors: str = "replace",
     ) -> list[str]:
-        """The text of each sequence of token ids."""
+        """The text of each sequence of token ids.
+
+        With `offsets`, the batch is one array as `encode_batch` gives it.
+        """
+        if offsets is not None:
+            ids = np.asarray(batch)
+            batch = [ids[start:end] for start, end in pairwise(offsets.tolist())]
         return [self.decode(token_ids, errors) for token_ids in batch]
+
+    def decode_with_offsets(
+        self, token_ids: Sequence[int] | npt.NDArray[Any]
+    ) -> tuple[str, list[int]]:
+        """(text, offsets): token i begins in or at the character `text[offsets[i]]`.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+            UnicodeDecodeError: the bytes are not UTF-8.
+        """
+        text = self.decode(token_ids, errors="strict")
+        return text, self._core.offsets(list(token_ids))[:, 0].tolist()
 
     def decode_bytes(self, token_ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
         """The exact bytes of token ids.

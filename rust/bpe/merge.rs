@@ -38,9 +38,6 @@ impl Merger {
         if self.symbols.capacity() > 1 << 16 {
             *self = Self::default();
         }
-        self.symbols.clear();
-        let symbols = pretoken.iter().map(|&byte| ranks.byte_id(byte));
-        self.symbols.extend(symbols);
         if pretoken.len() <= SCAN_LIMIT {
             self.merge_by_scan(ranks, pretoken);
         } else {
@@ -50,34 +47,80 @@ impl Merger {
     }
 
     fn merge_by_scan(&mut self, ranks: &PairRanks, pretoken: &[u8]) {
-        let mut n = pretoken.len();
-        let symbols = &mut self.symbols[..n];
-        let mut found = [NO_RANK; SCAN_LIMIT];
-        for (rank, pair) in found.iter_mut().zip(pretoken.windows(2)) {
-            *rank = ranks.rank_of_bytes(pair[0], pair[1]);
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has the instructions.
+            return unsafe { self.merge_by_scan_avx2(ranks, pretoken) };
         }
-        while n > 1 {
-            let (mut best, mut lowest) = (0, found[0]);
-            for (i, &rank) in found[..n - 1].iter().enumerate().skip(1) {
-                if rank < lowest {
-                    (best, lowest) = (i, rank);
+        self.merge_by_scan_inlined(ranks, pretoken);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,bmi1,lzcnt")]
+    fn merge_by_scan_avx2(&mut self, ranks: &PairRanks, pretoken: &[u8]) {
+        self.merge_by_scan_inlined(ranks, pretoken);
+    }
+
+    /// Symbols stay where they are; bits say which are left. The rank and the place of a
+    /// pair are one number, so that the least of eight at a time is the leftmost of the
+    /// lowest rank.
+    #[inline(always)]
+    fn merge_by_scan_inlined(&mut self, ranks: &PairRanks, pretoken: &[u8]) {
+        const NONE: u32 = u32::MAX;
+        let file = |rank: u32, place: usize| {
+            if rank == NO_RANK {
+                NONE
+            } else {
+                rank << 5 | place as u32
+            }
+        };
+        let n = pretoken.len();
+        let mut symbols = [0; SCAN_LIMIT];
+        let mut pairs = [NONE; SCAN_LIMIT];
+        for (i, &byte) in pretoken.iter().enumerate() {
+            symbols[i] = ranks.byte_id(byte);
+        }
+        for (i, pair) in pretoken.windows(2).enumerate() {
+            pairs[i] = file(ranks.rank_of_bytes(pair[0], pair[1]), i);
+        }
+        let eights = &mut pairs.as_chunks_mut::<8>().0[..n.div_ceil(8).max(1)];
+        let mut left = ((1u64 << n) - 1) as u32;
+        loop {
+            let mut least = eights[0];
+            for eight in &eights[1..] {
+                for (a, &b) in least.iter_mut().zip(eight) {
+                    *a = b.min(*a);
                 }
             }
-            if lowest == NO_RANK {
+            let lowest = least.into_iter().fold(NONE, u32::min);
+            if lowest == NONE {
                 break;
             }
-            symbols[best] = ranks.product(lowest);
-            symbols.copy_within(best + 2..n, best + 1);
-            found.copy_within(best + 1..n - 1, best);
-            n -= 1;
-            if best > 0 {
-                found[best - 1] = ranks.rank(symbols[best - 1], symbols[best]);
-            }
-            if best + 1 < n {
-                found[best] = ranks.rank(symbols[best], symbols[best + 1]);
+            let (at, new) = (lowest as usize % 32, ranks.product(lowest >> 5));
+            symbols[at] = new;
+            // The symbol on the right becomes part of this one.
+            let right = (left & (NONE << at << 1)).trailing_zeros() as usize % 32;
+            left &= !(1 << right);
+            eights[right / 8][right % 8] = NONE;
+            let after = left & (NONE << at << 1);
+            eights[at / 8][at % 8] = if after == 0 {
+                NONE
+            } else {
+                let after = after.trailing_zeros() as usize % 32;
+                file(ranks.rank(new, symbols[after]), at)
+            };
+            let before = left & ((1 << at) - 1);
+            if before != 0 {
+                let before = 31 - before.leading_zeros() as usize;
+                eights[before / 8][before % 8] = file(ranks.rank(symbols[before], new), before);
             }
         }
-        self.symbols.truncate(n);
+        self.symbols.clear();
+        while left != 0 {
+            self.symbols
+                .push(symbols[left.trailing_zeros() as usize % 32]);
+            left &= left - 1;
+        }
     }
 
     /// Symbols form a doubly linked list over their positions. A filed place is stale
@@ -90,6 +133,8 @@ impl Merger {
             previous,
             queue,
         } = self;
+        symbols.clear();
+        symbols.extend(pretoken.iter().map(|&byte| ranks.byte_id(byte)));
         next.clear();
         next.extend(1..=n);
         previous.clear();
@@ -270,7 +315,10 @@ mod tests {
             let mut expected: Vec<u32> = word.iter().map(|&byte| u32::from(byte)).collect();
             ranks.merge_below(&mut expected, NO_RANK);
             assert_eq!(words.merge(&ranks, &word), expected, "{merges:?} {word:?}");
-            words.symbols = word.iter().map(|&byte| u32::from(byte)).collect();
+            if word.len() <= SCAN_LIMIT {
+                words.merge_by_scan_inlined(&ranks, &word);
+                assert_eq!(words.symbols, expected, "{merges:?} {word:?}");
+            }
             words.merge_by_queue(&ranks, &word);
             assert_eq!(words.symbols, expected, "{merges:?} {word:?}");
         }

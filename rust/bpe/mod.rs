@@ -3,6 +3,7 @@
 mod cache;
 mod count;
 mod decode;
+mod dropout;
 mod encode;
 pub mod formats;
 mod merge;
@@ -12,6 +13,7 @@ mod train;
 mod vocab;
 
 pub use count::PretokenCounts;
+pub use dropout::Dropout;
 pub use tokenizer::{MergeBy, Parts, Tokenizer};
 pub use train::{TieBreak, TrainOptions, Trained, train};
 pub use vocab::{Merge, Vocab};

@@ -145,6 +145,10 @@ impl Tokenizer {
         &self.pattern
     }
 
+    pub(super) fn ranks(&self) -> &PairRanks {
+        &self.ranks
+    }
+
     /// The special tokens as they are found in text.
     pub fn specials(&self) -> &SpecialTokens {
         &self.specials

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1, PyArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -13,7 +13,7 @@ use pyo3::types::{PyBytes, PyDict, PyInt, PyIterator, PyList, PySlice, PyString}
 use super::text_of;
 use crate::TokenId;
 use crate::bpe::formats::{self, Format};
-use crate::bpe::{MergeBy, Parts};
+use crate::bpe::{Dropout, MergeBy, Parts};
 use crate::files::{StreamEncoder, encode_batch};
 use crate::memory::with_huge_pages;
 
@@ -296,6 +296,34 @@ impl Tokenizer {
                 .encode_allowing(text.as_bytes(), is_allowed, &mut out)
         })?;
         self.list(py, &out)
+    }
+
+    fn encode_with_dropout<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        dropout: f64,
+        seed: u64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let text = text_of(text)?;
+        let mut dropout = Dropout::new(dropout, seed)?;
+        let mut out = Vec::new();
+        py.detach(|| {
+            self.core
+                .encode_with_dropout(text.as_bytes(), &mut dropout, &mut out)
+        })?;
+        self.list(py, &out)
+    }
+
+    /// Start and end of each id in the characters of the text.
+    fn offsets<'py>(
+        &self,
+        py: Python<'py>,
+        token_ids: Vec<u32>,
+    ) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        let offsets = py.detach(|| self.core.offsets(&token_ids))?;
+        let n = offsets.len();
+        offsets.into_flattened().into_pyarray(py).reshape([n, 2])
     }
 
     fn count(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<usize> {

@@ -4,7 +4,7 @@ use std::hint::select_unpredictable;
 
 use super::{Lines, PackedIds, hash_of};
 
-const LINE_BITS: u32 = 17;
+const LINE_BITS: u32 = 16;
 
 /// Words whose key is their bytes and length. A line holds two slots of key and ids.
 pub(super) struct MiddleTable {

@@ -7,7 +7,7 @@
 //! | table | pretokens | ids | a slot | bytes |
 //! |---|---|---|---|---|
 //! | short | up to 8 bytes, without NUL | up to 3 | 16 bytes, 4 to a line | 2 MiB |
-//! | middle | up to 15 bytes | up to 6 | 32 bytes, 2 to a line | 8 MiB |
+//! | middle | up to 15 bytes | up to 6 | 32 bytes, 2 to a line | 4 MiB |
 //! | long | up to 62 bytes | up to 16 | 128 bytes | 2 MiB |
 //!
 //! Nine of ten pretokens of English are looked up in the short table, whose busy lines
