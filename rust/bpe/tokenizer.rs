@@ -39,7 +39,7 @@ pub struct Tokenizer {
     ids: FxHashMap<Box<[u8]>, u32>,
     ordinary_ids: FxHashMap<Box<[u8]>, u32>,
     ranks: PairRanks,
-    scratch: Mutex<Vec<Scratch>>,
+    scratch: Mutex<Vec<Box<Scratch>>>,
 }
 
 /// Working memory of one thread.
@@ -259,7 +259,7 @@ impl Tokenizer {
     /// Never waits for the lock: after a fork, the thread that held it may not exist.
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
         let warm = self.scratch.try_lock().ok().and_then(|mut pool| pool.pop());
-        let mut scratch = warm.unwrap_or_else(Scratch::new);
+        let mut scratch = warm.unwrap_or_else(|| Box::new(Scratch::new()));
         let result = work(&mut scratch);
         if let Ok(mut pool) = self.scratch.try_lock() {
             pool.push(scratch);

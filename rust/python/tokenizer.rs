@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
@@ -21,8 +22,9 @@ use crate::memory::with_huge_pages;
 #[pyclass(frozen, module = "rslm._rslm")]
 pub struct Tokenizer {
     pub(super) core: Arc<crate::Tokenizer>,
-    /// One integer object for each id, made when a long list is first asked for.
+    /// One integer object for each id, once as many were listed as there are.
     integers: Mutex<Option<Arc<Vec<Py<PyInt>>>>>,
+    n_listed: AtomicUsize,
 }
 
 impl From<crate::Tokenizer> for Tokenizer {
@@ -30,16 +32,14 @@ impl From<crate::Tokenizer> for Tokenizer {
         Self {
             core: Arc::new(tokenizer),
             integers: Mutex::new(None),
+            n_listed: AtomicUsize::new(0),
         }
     }
 }
 
-/// Lists at least this long are made of integers that exist already.
-const SHARE_INTEGERS: usize = 4096;
-
 impl Tokenizer {
     /// A list of ids. Making an integer costs ten times as much as counting one more
-    /// reference to it, so long lists share one integer per id of the vocabulary.
+    /// reference to it, so lists come to share one integer per id of the vocabulary.
     fn list<'py, I: TokenId>(
         &self,
         py: Python<'py>,
@@ -47,8 +47,13 @@ impl Tokenizer {
     ) -> PyResult<Bound<'py, PyList>> {
         let ids = token_ids.iter().map(|id| id.id());
         let shared = match self.integers() {
-            None if token_ids.len() < SHARE_INTEGERS => return PyList::new(py, ids),
-            None => self.make_integers(py),
+            None => {
+                let n_before = self.n_listed.fetch_add(ids.len(), Ordering::Relaxed);
+                if n_before + ids.len() < self.core.vocab().len() {
+                    return PyList::new(py, ids);
+                }
+                self.make_integers(py)
+            }
             Some(shared) => shared,
         };
         PyList::new(py, ids.map(|id| shared[id as usize].bind(py)))
