@@ -194,6 +194,10 @@ BAD_INPUT = {
     "decode: negative id": ("tokenizer decode tok.json", b"-1", "'-1'"),
     "decode: a word": ("tokenizer decode tok.json", b"1 two 3", "'two'"),
     "decode: stdin not UTF-8": ("tokenizer decode tok.json", b"1 \xff", "UTF-8"),
+    "export: missing tokenizer": ("tokenizer export no.json --format hf --out x", b"", "no.json"),
+    "export: missing format": ("tokenizer export tok.json --out x", b"", "missing --format"),
+    "export: unknown format": ("tokenizer export tok.json --format spm --out x", b"", "spm"),
+    "export: out exists": ("tokenizer export tok.json --format hf --out tok.json", b"", "out must"),
     "compare: no tokenizer": ("tokenizer compare --text text.txt", b"", "at least one tokenizer"),
     "compare: no text": ("tokenizer compare tok.json --text no.txt", b"", "no.txt"),
     "tokens: missing": ("tokens info no", b"", "no"),
@@ -451,6 +455,24 @@ def test_encode_replaces_invalid_bytes_when_asked(
         rslm("tokenizer decode tok.json", encoded.out.encode()).out
         == "ab\N{REPLACEMENT CHARACTER}cd"
     )
+
+
+@pytest.mark.parametrize("format", ["rslm", "hf", "gpt2", "tiktoken"])
+def test_export_writes_what_load_reads(
+    format: str, made: Path, rslm: Rslm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    out = tmp_path / "new" / format
+    outcome = rslm(f"tokenizer export tok.json --format {format} --out {out}")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert f"300 tokens as {format}" in outcome.err
+    loses_specials = format in ("gpt2", "tiktoken")
+    assert ("does not say which tokens are special: <|endoftext|>" in outcome.err) == loses_specials
+    ours = Tokenizer.load("tok.json")
+    pattern = "gpt2" if format == "tiktoken" else None
+    special_tokens = ours.special_tokens if loses_specials else None
+    loaded = Tokenizer.load(out, format, pattern=pattern, special_tokens=special_tokens)
+    assert loaded.encode(DOCUMENTS) == ours.encode(DOCUMENTS)
 
 
 def test_tokenizer_info_describes(made: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch) -> None:

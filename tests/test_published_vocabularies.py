@@ -87,3 +87,21 @@ def test_gpt2_has_its_known_ids(gpt2_files: list[Path]) -> None:
     assert tokenizer.end_of_text == 50_256
     assert tokenizer.encode("Hello world") == [15496, 995]
     assert len(tokenizer.merges) == 50_000
+
+
+def test_published_vocabulary_written_for_hugging_face_gives_the_same_ids(
+    published: rslm.Tokenizer, stdlib_text: str, bpe_corpus: str, tmp_path: Path
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    published.save(tmp_path / "tokenizer.json", "hf")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    back = rslm.Tokenizer.load(tmp_path)
+    every_character = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000)]))
+    for text in [bpe_corpus, stdlib_text[:500_000], every_character, *every_character[:0x3000]]:
+        token_ids = published.encode(text)
+        assert theirs.encode(text, add_special_tokens=False).ids == token_ids
+        assert back.encode(text) == token_ids
+    published.save(tmp_path / "first.tiktoken", "tiktoken")
+    back.save(tmp_path / "second.tiktoken", "tiktoken")
+    ranks = (tmp_path / "first.tiktoken").read_bytes()
+    assert (tmp_path / "second.tiktoken").read_bytes() == ranks

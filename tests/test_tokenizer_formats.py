@@ -241,7 +241,7 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (changed(model__type="Unigram"), "Unigram"),
         (changed(model__dropout=0.1), "dropout"),
         (changed(model__byte_fallback=True), "byte_fallback"),
-        (changed(model__ignore_merges=True), "ignore_merges"),
+        (changed(model__ignore_merges="yes"), "ignore_merges"),
         (changed(model__end_of_word_suffix="</w>"), "end_of_word_suffix"),
         (changed(model__continuing_subword_prefix="##"), "continuing_subword_prefix"),
         (changed(model__vocab=[]), "vocab"),

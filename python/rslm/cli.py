@@ -45,6 +45,7 @@ COMMANDS = {
     "tokenizer encode": Command("commands.tokenizer", "text files to a token file, stdin to ids"),
     "tokenizer decode": Command("commands.tokenizer", "ids from stdin to text"),
     "tokenizer info": Command("commands.tokenizer", "describe a tokenizer"),
+    "tokenizer export": Command("commands.tokenizer", "write a tokenizer in another format"),
     "tokenizer compare": Command("commands.tokenizer", "bytes per token of several tokenizers"),
     "tokens verify": Command("commands.tokens", "read a whole token file and check it"),
     "tokens info": Command("commands.tokens", "describe a token file"),

@@ -192,7 +192,7 @@ class Tokenizer:
     def load(
         cls,
         path: StrPath,
-        format: Literal["rslm", "hf", "gpt2", "tiktoken"] | None = None,
+        format: Literal["rslm", "hf", "gpt2", "tiktoken", "gguf"] | None = None,
         *,
         pattern: str | None = None,
         special_tokens: Sequence[str] | Mapping[str, int] | None = None,
@@ -201,9 +201,12 @@ class Tokenizer:
 
         Args:
             path: Our own JSON, HF `tokenizer.json`, GPT-2's `vocab.json` with `merges.txt`
-                beside it, or a `.tiktoken` file.
+                beside it, a `.tiktoken` file, or a `.gguf` model, of which the metadata
+                alone is read. What HF adds around a text (`post_processor`, truncation,
+                padding) is ignored: `encode` gives the tokens of the text and no others.
             format: None to recognise it from the content.
-            pattern: Overrides the file's; required for `.tiktoken`, which carries none.
+            pattern: Overrides the file's; required for `.tiktoken`, which carries none,
+                and for a `.gguf` whose pre-tokenizer has a name that we do not know.
             special_tokens: Added to those of the file, with the next ids or those given.
 
         Raises:
@@ -227,16 +230,54 @@ class Tokenizer:
         """Canonical JSON with everything: ASCII, sorted keys, no blanks."""
         return self._core.to_json()
 
-    def save(self, path: StrPath, format: Literal["rslm"] = "rslm") -> None:
-        """Writes one JSON file with everything, beside and renamed.
+    def save(
+        self, path: StrPath, format: Literal["rslm", "hf", "gpt2", "tiktoken"] = "rslm"
+    ) -> None:
+        """Writes the tokenizer, each file beside and renamed.
+
+        Args:
+            path: A file; for "gpt2" a folder, made if it is missing, for `vocab.json` and
+                `merges.txt`.
+            format: "rslm" is one JSON file with everything. "hf" is a `tokenizer.json`.
+                "gpt2" and "tiktoken" leave out what special tokens are, "tiktoken" the
+                pattern too: `load` must be told them again.
 
         Raises:
-            ValueError: `format` is not "rslm", the one that can be written.
+            ValueError: the format cannot say what the tokenizer does: "tiktoken" needs ids
+                that are the ranks of the merges, "gpt2" that pattern.
             OSError: the file cannot be written.
         """
-        if format != "rslm":
-            raise ValueError(f"format must be rslm, got {format!r}")
-        write_atomically(path, self.to_json())
+        files = self._core.to_files(format)
+        if format == "gpt2":
+            Path(path).mkdir(parents=True, exist_ok=True)
+        for name, data in files:
+            write_atomically(Path(path, name), data)
+
+    def gguf_metadata(self, *, pre: str | None = None) -> dict[str, Any]:
+        """What a GGUF file says of this tokenizer: its `tokenizer.ggml.*` keys.
+
+        Holes in the ids become unused tokens; `<|endoftext|>` both begins and ends texts,
+        and none is added by itself.
+
+        Args:
+            pre: llama.cpp's name for the pattern; None where it follows from `pattern`.
+
+        Raises:
+            ValueError: llama.cpp has no name for the pattern, or would not merge alike.
+        """
+        pre, tokens, token_types, merges = self._core.gguf_vocabulary(pre)
+        metadata: dict[str, Any] = {
+            "model": "gpt2",
+            "pre": pre,
+            "tokens": tokens,
+            "token_type": token_types,
+            "merges": merges,
+            "add_bos_token": False,
+            "add_eos_token": False,
+        }
+        if self.end_of_text is not None:
+            metadata |= {"bos_token_id": self.end_of_text, "eos_token_id": self.end_of_text}
+        return {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
 
     def encode(
         self,
@@ -523,9 +564,9 @@ def _specials(
 ) -> list[tuple[str, int | None]]:
     if isinstance(special_tokens, Mapping):
         for text, token_id in special_tokens.items():
-            if not 0 <= token_id < 1 << 24:
+            if not 0 <= token_id < 1 << 21:
                 raise ValueError(
-                    f"the id of the special token {text!r} must be from 0 to {(1 << 24) - 1}, "
+                    f"the id of the special token {text!r} must be from 0 to {(1 << 21) - 1}, "
                     f"got {token_id}"
                 )
         return list(special_tokens.items())

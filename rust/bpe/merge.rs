@@ -288,6 +288,18 @@ mod tests {
         }
     }
 
+    /// The definition, word for word: find the lowest rank, merge its leftmost place.
+    fn merge_by_definition(ranks: &PairRanks, symbols: &mut Vec<u32>) {
+        let pairs = |symbols: &[u32]| -> Option<(u32, usize)> {
+            let ranked = symbols.windows(2).map(|pair| ranks.rank(pair[0], pair[1]));
+            ranked.zip(0..).min()
+        };
+        while let Some((rank, at)) = pairs(symbols).filter(|&(rank, _)| rank != NO_RANK) {
+            symbols[at] = ranks.product(rank);
+            symbols.remove(at + 1);
+        }
+    }
+
     /// Merge lists in any order, so that products may rank before their parts.
     #[test]
     fn scan_and_queue_equal_the_definition_on_random_merges() {
@@ -313,7 +325,7 @@ mod tests {
             let ranks = PairRanks::from_merges(&merges, &byte_ids);
             let word: Vec<u8> = (0..random(120)).map(|_| random(3) as u8).collect();
             let mut expected: Vec<u32> = word.iter().map(|&byte| u32::from(byte)).collect();
-            ranks.merge_below(&mut expected, NO_RANK);
+            merge_by_definition(&ranks, &mut expected);
             assert_eq!(words.merge(&ranks, &word), expected, "{merges:?} {word:?}");
             if word.len() <= SCAN_LIMIT {
                 words.merge_by_scan_inlined(&ranks, &word);

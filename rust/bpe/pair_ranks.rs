@@ -152,17 +152,42 @@ impl PairRanks {
         merges
     }
 
-    /// The definition of encoding, word for word: find the lowest rank, which is below
-    /// `limit`, and merge its leftmost place. Quadratic, for single tokens and as the oracle.
-    pub(super) fn merge_below(&self, symbols: &mut Vec<u32>, limit: u32) {
-        loop {
-            let ranked = (1..symbols.len()).map(|i| (self.rank(symbols[i - 1], symbols[i]), i - 1));
-            match ranked.min() {
-                Some((rank, at)) if rank < limit => {
-                    symbols[at] = self.product(rank);
-                    symbols.remove(at + 1);
+    /// Every mergeable pair, by id of the product, then of the left token.
+    pub(super) fn pairs(&self) -> Vec<Merge> {
+        let ids = |slot: u64| (slot >> (2 * BITS), slot >> BITS, slot);
+        let low = |word: u64| word as u32 & ((1 << BITS) - 1);
+        let filled = self.slots.iter().filter(|&&slot| slot != EMPTY);
+        let mut pairs: Vec<Merge> = filled
+            .map(|&slot| {
+                let (left, right, rank) = ids(slot);
+                Merge {
+                    left: low(left),
+                    right: low(right),
+                    new: self.product(low(rank)),
                 }
-                _ => return,
+            })
+            .collect();
+        pairs.sort_unstable_by_key(|pair| (pair.new, pair.left));
+        pairs
+    }
+
+    /// Merges with ranks below `limit` alone; for single tokens, whose symbols are few
+    /// enough to scan for the minimum, but too many to look each pair up at every merge.
+    fn merge_below(&self, symbols: &mut Vec<u32>, limit: u32) {
+        let pairs = symbols.windows(2);
+        let mut found: Vec<u32> = pairs.map(|pair| self.rank(pair[0], pair[1])).collect();
+        while let Some(at) = (0..found.len()).min_by_key(|&at| found[at]) {
+            if found[at] >= limit {
+                return;
+            }
+            symbols[at] = self.product(found[at]);
+            symbols.remove(at + 1);
+            found.remove(at);
+            if at > 0 {
+                found[at - 1] = self.rank(symbols[at - 1], symbols[at]);
+            }
+            if at < found.len() {
+                found[at] = self.rank(symbols[at], symbols[at + 1]);
             }
         }
     }
@@ -198,6 +223,13 @@ mod tests {
             }
         }
         assert_eq!(ranks.product(17), 317);
+        assert!(
+            ranks
+                .pairs()
+                .iter()
+                .all(|pair| { expected[&(pair.left, pair.right)] + 300 == pair.new })
+        );
+        assert_eq!(ranks.pairs().len(), expected.len());
         assert_eq!(ranks.rank(ID_LIMIT - 1, ID_LIMIT - 1), NO_RANK);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest, Sha256};
 
 use super::encode::{Words, encode_batch};
@@ -22,6 +22,9 @@ pub enum MergeBy {
     /// As tiktoken does: a pretoken that is a token is that token; else any two tokens
     /// whose joined bytes are a token may merge, the smallest id first.
     Ids,
+    /// A pretoken that is a token is that token; else as [`MergeBy::Merges`]. Hugging Face
+    /// calls this `ignore_merges`.
+    TokensThenMerges,
 }
 
 /// Byte-level BPE with its special tokens and its pattern.
@@ -87,18 +90,19 @@ impl Tokenizer {
         let specials = SpecialTokens::new(&texts)?;
         let mut vocab = Vocab::new(with_given_ids(parts.vocab, &parts.special_tokens)?)?;
         let special_ids = add_specials(&mut vocab, &parts.special_tokens)?;
-        let ids = vocab.ids();
+        let ids = ids_of_tokens(&vocab, &special_ids);
         let byte_ids = ids_of_bytes(&ids)?;
         let ordinary_ids = match parts.merge_by {
             MergeBy::Merges => FxHashMap::default(),
-            MergeBy::Ids => {
+            MergeBy::Ids | MergeBy::TokensThenMerges => {
+                let special_ids: FxHashSet<u32> = special_ids.iter().copied().collect();
                 let mut ordinary = ids.clone();
                 ordinary.retain(|token, id| token.len() == 1 || !special_ids.contains(id));
                 ordinary
             }
         };
         let (merges, ranks) = match parts.merge_by {
-            MergeBy::Merges => {
+            MergeBy::Merges | MergeBy::TokensThenMerges => {
                 let merges = resolve_merges(&parts.merges, &ids)?;
                 let ranks = PairRanks::from_merges(&merges, &byte_ids);
                 (merges, ranks)
@@ -133,6 +137,28 @@ impl Tokenizer {
     /// The merges in order of rank; for [`MergeBy::Ids`] those that build each token.
     pub fn merges(&self) -> &[Merge] {
         &self.merges
+    }
+
+    /// Whether merging by [`Tokenizer::merges`] alone turns the bytes of every ordinary token
+    /// into that token, as the list of a trained tokenizer does. Then taking pretokens whole
+    /// changes nothing. For [`MergeBy::Ids`] the list must build each token from smaller ids:
+    /// then, when the turn of a token comes, its bytes can stand in a text as the two parts
+    /// of its own merge only, and the list gives what the ids give.
+    pub fn merges_reach_every_token(&self) -> bool {
+        if self.merge_by == MergeBy::Ids {
+            let longer = self.ordinary_ids.keys().filter(|token| token.len() > 1);
+            return longer.count() == self.merges.len();
+        }
+        let special: FxHashSet<u32> = self.special_ids.iter().copied().collect();
+        let mut merger = Merger::default();
+        self.vocab.iter().all(|(id, token_bytes)| {
+            special.contains(&id) || merger.merge(&self.ranks, token_bytes) == [id]
+        })
+    }
+
+    /// Every pair of tokens that may merge and its product, by id of the product.
+    pub(super) fn mergeable_pairs(&self) -> Vec<Merge> {
+        self.ranks.pairs()
     }
 
     /// Which pairs merge.
@@ -335,6 +361,7 @@ fn with_given_ids(
 
 /// Ids of the special tokens; those that the vocabulary does not hold are appended.
 fn add_specials(vocab: &mut Vocab, specials: &[(String, Option<u32>)]) -> Result<Vec<u32>> {
+    check_special_lengths(specials)?;
     let known = vocab.ids();
     specials
         .iter()
@@ -345,6 +372,41 @@ fn add_specials(vocab: &mut Vocab, specials: &[(String, Option<u32>)]) -> Result
             },
         )
         .collect()
+}
+
+/// Every byte is a token already: whether a special token of one byte is that token or
+/// another one, only its id can say.
+fn check_special_lengths(specials: &[(String, Option<u32>)]) -> Result<()> {
+    match specials
+        .iter()
+        .find(|(text, id)| text.len() == 1 && id.is_none())
+    {
+        None => Ok(()),
+        Some((text, _)) => Err(Error::Argument(format!(
+            "a special token of one byte must come with its id, as each byte is a token by \
+             itself; got {text:?}"
+        ))),
+    }
+}
+
+/// Bytes to id. Where a special token and an ordinary one have the same bytes (the runs of
+/// blanks of GPT-NeoX), the ordinary one: merges mean it, and special tokens are found in
+/// the text, not here.
+fn ids_of_tokens(vocab: &Vocab, special_ids: &[u32]) -> FxHashMap<Box<[u8]>, u32> {
+    let mut ids = vocab.ids();
+    let special: FxHashSet<u32> = special_ids.iter().copied().collect();
+    let hidden: FxHashSet<&[u8]> = special_ids
+        .iter()
+        .filter_map(|&id| vocab.get(id))
+        .filter(|&token_bytes| special.contains(&ids[token_bytes]))
+        .collect();
+    let shown: Vec<_> = vocab
+        .iter()
+        .filter(|(id, token_bytes)| hidden.contains(token_bytes) && !special.contains(id))
+        .map(|(id, token_bytes)| (Box::from(token_bytes), id))
+        .collect();
+    ids.extend(shown);
+    ids
 }
 
 fn ids_of_bytes(ids: &FxHashMap<Box<[u8]>, u32>) -> Result<[u32; 256]> {

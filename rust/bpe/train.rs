@@ -44,8 +44,15 @@ pub struct TrainOptions {
 
 impl TrainOptions {
     /// # Errors
-    /// `Argument` where the vocabulary cannot hold the bytes and special tokens.
+    /// `Argument` where the vocabulary cannot hold the bytes and special tokens, or a
+    /// special token is a single byte, which is a token already.
     pub fn check(&self) -> Result<()> {
+        if let Some(text) = self.special_tokens.iter().find(|text| text.len() == 1) {
+            return Err(Error::Argument(format!(
+                "special_tokens must be longer than one byte, as each byte is a token by \
+                 itself; got {text:?}"
+            )));
+        }
         let specials = self.special_tokens.len();
         let least = 256 + specials;
         if self.vocab_size < least || self.vocab_size > 1 << 24 {

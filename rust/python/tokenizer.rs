@@ -132,6 +132,9 @@ impl<'a> Text<'a> {
     }
 }
 
+/// `pre`, tokens, their types, merges.
+type GgufVocabulary = (String, Vec<String>, Vec<i32>, Vec<String>);
+
 #[pymethods]
 impl Tokenizer {
     #[new]
@@ -193,6 +196,24 @@ impl Tokenizer {
     #[staticmethod]
     fn from_json(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
         Ok(py.detach(|| formats::from_canonical_json(data))?.into())
+    }
+
+    fn to_files<'py>(
+        &self,
+        py: Python<'py>,
+        format: &str,
+    ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>)>> {
+        let format = Format::new(format)?;
+        let files = py.detach(|| formats::to_files(&self.core, format))?;
+        let files = files.into_iter();
+        Ok(files
+            .map(|(name, data)| (name, PyBytes::new(py, &data)))
+            .collect())
+    }
+
+    fn gguf_vocabulary(&self, py: Python<'_>, pre: Option<&str>) -> PyResult<GgufVocabulary> {
+        let made = py.detach(|| formats::to_gguf(&self.core, pre))?;
+        Ok((made.pre, made.tokens, made.token_types, made.merges))
     }
 
     fn to_json<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {

@@ -1,4 +1,4 @@
-"""`rslm tokenizer train | encode | decode | info | compare`."""
+"""`rslm tokenizer train | encode | decode | info | export | compare`."""
 
 import codecs
 import re
@@ -257,6 +257,32 @@ def info(options: InfoOptions) -> None:
     shown = ", ".join(f"{name} = {i}" for name, i in tokenizer.special_tokens.items())
     longest_shown = " ".join(map(repr, longest_tokens))
     print_fields(record | {"special_tokens": shown or None, "longest_tokens": longest_shown})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a tokenizer in another format."""
+
+    tokenizer: File
+    """Tokenizer file."""
+    format: Literal["rslm", "hf", "gpt2", "tiktoken"]
+    """hf is a tokenizer.json; gpt2 is a folder with vocab.json and merges.txt."""
+    out: Path
+    """File to write; for gpt2, a folder."""
+    pattern: str | None = None
+    """Pre-token pattern of a .tiktoken file, which carries none."""
+
+
+def export(options: ExportOptions) -> None:
+    """Writes what the format can hold; what it cannot is refused or said."""
+    refuse_existing(options.out)
+    tokenizer = load_tokenizer(options.tokenizer, options.pattern)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(options.out, options.format)
+    note(f"{options.out}: {tokenizer.vocab_size:,} tokens as {options.format}")
+    if options.format in ("gpt2", "tiktoken") and tokenizer.special_tokens:
+        shown = ", ".join(f"{name} = {i}" for name, i in tokenizer.special_tokens.items())
+        note(f"{options.format} does not say which tokens are special: {shown}")
 
 
 @dataclass(frozen=True, kw_only=True)

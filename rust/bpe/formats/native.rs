@@ -8,7 +8,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::parse_json;
 use crate::bpe::tokenizer::{MergeBy, Parts, Tokenizer};
 use crate::error::{Error, Result};
 use crate::pretokenize::UNICODE_VERSION;
@@ -16,32 +15,67 @@ use crate::pretokenize::UNICODE_VERSION;
 pub(super) const FORMAT: &str = "rslm-tokenizer";
 const VERSION: u64 = 1;
 
+const MERGE_BY: [MergeBy; 3] = [MergeBy::Merges, MergeBy::Ids, MergeBy::TokensThenMerges];
+
+fn name_of(merge_by: MergeBy) -> &'static str {
+    match merge_by {
+        MergeBy::Merges => "merges",
+        MergeBy::Ids => "ids",
+        MergeBy::TokensThenMerges => "tokens_then_merges",
+    }
+}
+
 /// The canonical JSON of a tokenizer.
+///
+/// Written in one go: a JSON value for each id would take ten times the memory.
 pub fn to_canonical_json(tokenizer: &Tokenizer) -> Vec<u8> {
     let vocab = tokenizer.vocab();
-    let encode = |id: u32| vocab.get(id).map(|token_bytes| BASE64.encode(token_bytes));
-    let by_ids = tokenizer.merge_by() == MergeBy::Ids;
+    let merge_by = tokenizer.merge_by();
+    let name = name_of(merge_by);
     // Merging by ids needs no list; the one that could be derived is not unique.
-    let listed = if by_ids { &[] } else { tokenizer.merges() };
-    let merges: Vec<_> = listed
-        .iter()
-        .map(|m| json!([encode(m.left), encode(m.right)]))
-        .collect();
+    let merges = match merge_by {
+        MergeBy::Ids => &[],
+        _ => tokenizer.merges(),
+    };
     let specials: serde_json::Map<String, Value> = tokenizer
         .special_tokens()
         .map(|(text, id)| (text.to_owned(), json!(id)))
         .collect();
-    let value = json!({
-        "format": FORMAT,
-        "merge_by": if by_ids { "ids" } else { "merges" },
-        "merges": merges,
+    let mut out = format!(r#"{{"format":"{FORMAT}","merge_by":"{name}","merges":["#);
+    for (rank, merge) in merges.iter().enumerate() {
+        out.push_str(if rank == 0 { "[" } else { ",[" });
+        push_token(&mut out, vocab.get(merge.left));
+        out.push(',');
+        push_token(&mut out, vocab.get(merge.right));
+        out.push(']');
+    }
+    let rest = json!({
         "pattern": tokenizer.pattern().as_str(),
         "special_tokens": specials,
         "unicode_version": UNICODE_VERSION,
         "version": VERSION,
-        "vocab": (0..vocab.len() as u32).map(encode).collect::<Vec<_>>(),
     });
-    to_ascii(&value.to_string())
+    let rest = rest.to_string();
+    write!(out, r#"],{},"vocab":["#, &rest[1..rest.len() - 1]).expect("a string grows");
+    for id in 0..vocab.len() as u32 {
+        if id > 0 {
+            out.push(',');
+        }
+        push_token(&mut out, vocab.get(id));
+    }
+    out.push_str("]}");
+    to_ascii(&out)
+}
+
+fn push_token(out: &mut String, token_bytes: Option<&[u8]>) {
+    match token_bytes {
+        Some(token_bytes) => {
+            out.push('"');
+            BASE64.encode_string(token_bytes, out);
+            out.push('"');
+        }
+        None => out.push_str("null"),
+    }
 }
 
 /// Escapes what is not ASCII, which JSON holds in strings only.
@@ -59,19 +93,17 @@ fn to_ascii(text: &str) -> Vec<u8> {
     out.into_bytes()
 }
 
-pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Parts> {
-    let value = parse_json(path, bytes)?;
-    let reader = Reader {
-        path,
-        value: &value,
-    };
+pub(super) fn parse(path: &Path, value: &Value) -> Result<Parts> {
+    let reader = Reader { path, value };
     reader.expect("format", &json!(FORMAT))?;
     reader.expect("version", &json!(VERSION))?;
     reader.expect("unicode_version", &json!(UNICODE_VERSION))?;
-    let merge_by = match reader.text("merge_by")? {
-        "merges" => MergeBy::Merges,
-        "ids" => MergeBy::Ids,
-        other => return Err(reader.error(format!("merge_by must be merges or ids, got {other:?}"))),
+    let name = reader.text("merge_by")?;
+    let known = MERGE_BY.into_iter().find(|&other| name_of(other) == name);
+    let Some(merge_by) = known else {
+        return Err(reader.error(format!(
+            "merge_by must be merges, ids or tokens_then_merges, got {name:?}"
+        )));
     };
     let mut vocab = Vec::new();
     for (id, token) in reader.list("vocab")?.iter().enumerate() {
@@ -120,6 +152,7 @@ impl<'a> Reader<'a> {
         if found == expected {
             return Ok(());
         }
+        let found: String = found.to_string().chars().take(80).collect();
         Err(self.error(format!("{key} must be {expected}, got {found}")))
     }
 
