@@ -33,6 +33,6 @@ pub use bpe::Tokenizer;
 pub use error::{Error, Result};
 pub use token_id::TokenId;
 
-/// Told what has been done of what there is to do, in a named phase ("count" in bytes,
-/// "merge" in merges, "encode" in bytes). An error it returns stops the work.
+/// Told what has been done of what there is to do, in a named phase ("count" and "merge
+/// runs" in bytes, "merge" in merges, "encode" in bytes). An error it returns stops the work.
 pub type Progress<'p> = dyn FnMut(&str, u64, u64) -> Result<()> + 'p;

@@ -20,6 +20,7 @@ import pytest
 
 from rslm import Tokenizer, cli
 from rslm.cli import main
+from rslm.commands.tokenizer import parse_bytes
 
 TEXT = "The quick brown fox jumps over the lazy dog. Ünïcode naïveté, 你好!\n" * 60
 DOCUMENTS = f"{TEXT}<|endoftext|>\nA second document.\n<|endoftext|>" + "A third one, short.\n"
@@ -67,6 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for command in (
             "tokenizer train text.txt --vocab-size 300 --out tok.json",
             "tokenizer train text.txt --vocab-size 280 --out other.json",
+            "tokenizer count-pretokens text.txt --out text.counts",
             "tokenizer encode tok.json text.txt --out tokens",
             "tokenizer encode tok.json short.txt --out short",
             f"train --out run --data.train tokens --data.valid tokens {TINY_RUN}",
@@ -160,6 +162,47 @@ BAD_INPUT = {
         "tokenizer train text.txt --vocab-size 300 --out x --n-threads 0",
         b"",
         "n_threads",
+    ),
+    "train: files and counts": (
+        "tokenizer train text.txt --from-counts text.counts --vocab-size 300 --out x",
+        b"",
+        "exactly one of files and --from-counts",
+    ),
+    "train: missing counts": (
+        "tokenizer train --from-counts no.counts --vocab-size 300 --out x",
+        b"",
+        "no.counts",
+    ),
+    "train: text for counts": (
+        "tokenizer train --from-counts text.txt --vocab-size 300 --out x",
+        b"",
+        "text.txt: a file of counts must begin with RSLMCNT",
+    ),
+    "train: counts of other special tokens": (
+        "tokenizer train --from-counts text.counts --vocab-size 300 --out x --special-tokens",
+        b"",
+        "special_tokens must be the same",
+    ),
+    "train: memory limit without a number": (
+        "tokenizer train text.txt --vocab-size 300 --out x --memory-limit much",
+        b"",
+        "memory_limit must be a size as 300MB or 2GiB, got 'much'",
+    ),
+    "train: memory limit too small": (
+        "tokenizer train text.txt --vocab-size 300 --out x --memory-limit 1MB --n-threads 1",
+        b"",
+        "memory_limit must be at least 8388608 bytes for 1 thread",
+    ),
+    "count: no files": ("tokenizer count-pretokens --out x", b"", "at least one text file"),
+    "count: out exists": (
+        "tokenizer count-pretokens text.txt --out text.counts",
+        b"",
+        "text.counts",
+    ),
+    "count: spill folder alone": (
+        "tokenizer count-pretokens text.txt --out x --spill-dir folder",
+        b"",
+        "spill_dir must come with a memory_limit",
     ),
     "encode: missing tokenizer": ("tokenizer encode no.json text.txt --out x", b"", "no.json"),
     "encode: tokenizer is a folder": ("tokenizer encode folder text.txt --out x", b"", "folder"),
@@ -341,10 +384,50 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_every_command_has_its_options_and_function() -> None:
     for name, command in cli.COMMANDS.items():
         module = import_module(f"rslm.{command.module}")
-        word = name.split()[-1]
-        assert callable(getattr(module, word))
-        assert getattr(module, f"{word.capitalize()}Options").__doc__
+        words = name.split()[-1].split("-")
+        assert callable(getattr(module, "_".join(words)))
+        assert getattr(module, f"{''.join(map(str.capitalize, words))}Options").__doc__
         assert not command.reads_config or callable(module.defaults)
+
+
+def test_training_from_counts_of_parts_equals_training_from_files(
+    rslm: Rslm, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    (tmp_path / "more.txt").write_text("Some more text, with more words.\n" * 9)
+    options = "--vocab-size 320 --unit line --pattern cl100k"
+    for name in ("text.txt", f"{tmp_path}/more.txt"):
+        out = f"{tmp_path}/{Path(name).stem}.counts"
+        flags = "--unit line --pattern cl100k --memory-limit 0.5GiB"
+        outcome = rslm(f"tokenizer count-pretokens {name} --out {out} {flags}")
+        assert (outcome.code, outcome.out) == (0, "")
+        assert "different of" in outcome.err
+    files = f"text.txt {tmp_path}/more.txt"
+    assert rslm(f"tokenizer train {files} --out {tmp_path}/whole.json {options}").code == 0
+    counts = f"--from-counts {tmp_path}/text.counts {tmp_path}/more.counts"
+    assert rslm(f"tokenizer train {counts} --out {tmp_path}/parts.json {options}").code == 0
+    assert (tmp_path / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("300MB", 300_000_000),
+        ("2GiB", 2 << 30),
+        ("1.5k", 1500),
+        ("64 MiB", 64 << 20),
+        ("7", 7),
+        ("8b", 8),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, n_bytes: int) -> None:
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e9", "3 apples", "٣MB", "1PB", "1..5G"])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"memory_limit must be a size as 300MB or 2GiB"):
+        parse_bytes(text)
 
 
 @pytest.mark.parametrize("command", ["", "--help", "-h"])

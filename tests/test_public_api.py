@@ -16,8 +16,13 @@ SOURCES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 EXPORTED = {"FormatError", "StreamDecoder", "TokenFile", "Tokenizer", "__version__", "train_bpe"}
 
 SIGNATURES = {
-    "train_bpe": "(input_path, vocab_size, special_tokens=(), *, texts=None, pattern='gpt2', "
-    "tie_break='bytes', unit='document', errors='strict', n_threads=None, progress=None)",
+    "train_bpe": "(input_path, vocab_size, special_tokens=(), *, texts=None, counts=None, "
+    "pattern='gpt2', tie_break='bytes', unit='document', errors='strict', n_threads=None, "
+    "memory_limit=None, spill_dir=None, progress=None)",
+    "tokenizer.count_pretokens": "(input_path, out, special_tokens=(), *, texts=None, "
+    "pattern='gpt2', unit='document', errors='strict', n_threads=None, memory_limit=None, "
+    "spill_dir=None, progress=None)",
+    "tokenizer.read_counts": "(path)",
     "Tokenizer": "(vocab, merges, special_tokens=None, *, pattern='gpt2')",
     "Tokenizer.from_files": "(vocab_path, merges_path, special_tokens=None, *, pattern='gpt2')",
     "Tokenizer.save": "(self, path, format='rslm')",

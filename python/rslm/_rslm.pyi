@@ -10,9 +10,11 @@ import numpy.typing as npt
 __all__ = [
     "BUILD_PROFILE",
     "UNICODE_VERSION",
+    "CountsReader",
     "EncodeIterator",
     "StreamDecoder",
     "Tokenizer",
+    "count_pretokens",
     "encode_files",
     "permute",
     "pretokenize",
@@ -104,9 +106,23 @@ class StreamDecoder:
     def finish(self) -> str:
         """What is left, with U+FFFD for a character that never became whole."""
 
+@final
+class CountsReader(Iterator[tuple[bytes, int]]):
+    """Reads a file of counts entry by entry; see `rslm.tokenizer.read_counts`."""
+
+    def __new__(cls, path: _StrPath) -> CountsReader: ...
+    @property
+    def header(self) -> dict[str, Any]:
+        """How the pretokens were made, and what they come to."""
+
+    def __iter__(self) -> CountsReader: ...
+    def __next__(self) -> tuple[bytes, int]: ...
+
 def train_bpe(
     paths: Sequence[_StrPath],
     texts: Iterable[str] | None,
+    counts_paths: Sequence[_StrPath],
+    pairs: Iterable[tuple[bytes, int]] | None,
     vocab_size: int,
     special_tokens: Sequence[str],
     pattern: str,
@@ -114,8 +130,23 @@ def train_bpe(
     unit: str,
     errors: str,
     n_threads: int | None,
+    memory_limit: int | None,
+    spill_dir: _StrPath | None,
     progress: _Progress | None,
 ) -> Tokenizer: ...
+def count_pretokens(
+    paths: Sequence[_StrPath],
+    texts: Iterable[str] | None,
+    out: _StrPath,
+    special_tokens: Sequence[str],
+    pattern: str,
+    unit: str,
+    errors: str,
+    n_threads: int | None,
+    memory_limit: int | None,
+    spill_dir: _StrPath | None,
+    progress: _Progress | None,
+) -> dict[str, int]: ...
 def encode_files(
     tokenizer: Tokenizer,
     paths: Sequence[_StrPath],

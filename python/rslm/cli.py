@@ -30,7 +30,7 @@ class Command(NamedTuple):
     """Where a command lives, by name: only the module of the command that runs is imported.
 
     `rslm tokenizer encode` is the function `encode` of its module, and its options are the
-    dataclass `EncodeOptions` there.
+    dataclass `EncodeOptions` there; a dash becomes an underscore.
     """
 
     module: str
@@ -42,6 +42,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command("demo", "the whole chain on text that every machine has"),
     "tokenizer train": Command("commands.tokenizer", "train a BPE tokenizer on text files"),
+    "tokenizer count-pretokens": Command("commands.tokenizer", "count once, train later"),
     "tokenizer encode": Command("commands.tokenizer", "text files to a token file, stdin to ids"),
     "tokenizer decode": Command("commands.tokenizer", "ids from stdin to text"),
     "tokenizer info": Command("commands.tokenizer", "describe a tokenizer"),
@@ -100,11 +101,12 @@ def run(arguments: list[str]) -> int:
     name, rest = split_command(arguments)
     if name not in COMMANDS:
         return describe(name, rest)
-    command, word = COMMANDS[name], name.split()[-1]
+    command, words = COMMANDS[name], name.split()[-1].split("-")
     module = import_module(f"rslm.{command.module}")
     record = module.defaults(rest) if command.reads_config else {}
-    options = parse(getattr(module, f"{word.capitalize()}Options"), rest, f"rslm {name}", record)
-    function: Callable[[Any], int | None] = getattr(module, word)
+    options_type = getattr(module, f"{''.join(map(str.capitalize, words))}Options")
+    options = parse(options_type, rest, f"rslm {name}", record)
+    function: Callable[[Any], int | None] = getattr(module, "_".join(words))
     code = function(options)
     sys.stdout.flush()
     return code or 0

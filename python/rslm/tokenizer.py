@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ StrPath = str | os.PathLike[str]
 TieBreak = Literal["bytes", "hf", "first_id"]
 Unit = Literal["document", "line"]
 Errors = Literal["strict", "replace", "raw"]
+Counts = StrPath | Sequence[StrPath] | Mapping[bytes, int] | Iterable[tuple[bytes, int]]
 ProgressCallback = Callable[[int, int, str], object]
 """Called with (done, total, phase) a few times a second; total is 0 where it is unknown."""
 
@@ -37,11 +39,14 @@ def train_bpe(
     special_tokens: Sequence[str] = (),
     *,
     texts: Iterable[str] | None = None,
+    counts: Counts | None = None,
     pattern: str = "gpt2",
     tie_break: TieBreak = "bytes",
     unit: Unit = "document",
     errors: Errors = "strict",
     n_threads: int | None = None,
+    memory_limit: int | None = None,
+    spill_dir: StrPath | None = None,
     progress: bool | ProgressCallback | None = None,
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
     """(vocab, merges) of byte-pair encoding trained on files or on `texts`.
@@ -53,10 +58,13 @@ def train_bpe(
     Ctrl-C is obeyed within a fraction of a second.
 
     Args:
-        input_path: One file or several; None where `texts` is given.
+        input_path: One file or several; None where `texts` or `counts` is given.
         vocab_size: Number of ids, the 256 bytes and the special tokens included.
         special_tokens: Reserved strings, the longest wins where several begin.
         texts: Instead of files: each item is a document.
+        counts: Instead of text: files that `count_pretokens` wrote, which are summed and
+            must have been made with these special tokens, pattern and unit; or pretokens
+            with their counts, a mapping or pairs.
         pattern: "gpt2", "cl100k", "cl100k_2023", "o200k" or a regular expression.
         tie_break: Among equally frequent pairs, "bytes" takes the greatest (left, right)
             as byte strings, "hf" and "first_id" the smallest ids in the id layouts of
@@ -64,11 +72,19 @@ def train_bpe(
         unit: "line" splits at line ends first, as Hugging Face does with files.
         errors: For bytes that are not UTF-8: refuse, replace by U+FFFD, or keep.
         n_threads: Workers; None means one per processor.
+        memory_limit: Bytes that counting, and then merging, may take on top of the
+            program itself. Tables that outgrow their share go to disk as sorted runs; the
+            result is the same. Merging cannot go to disk: a limit too small for it is
+            refused with the limit it needs.
+        spill_dir: Folder for the runs, which never outlive the call; None means the
+            system's folder for temporary files.
         progress: True for a bar on a terminal, or a function of (done, total, phase).
 
     Raises:
-        ValueError: an argument is invalid, or a file is not UTF-8 under "strict".
-        OSError: a file cannot be read.
+        ValueError: an argument is invalid, a file is not UTF-8 under "strict", `counts`
+            disagree, or `memory_limit` is too small.
+        FormatError: a file of counts is corrupt.
+        OSError: a file cannot be read, or a run not be written.
 
     Source: Sennrich et al. 2016, Algorithm 1 (arXiv:1508.07909); on bytes as Radford et
     al. 2019.
@@ -78,14 +94,73 @@ def train_bpe(
         vocab_size,
         special_tokens,
         texts=texts,
+        counts=counts,
         pattern=pattern,
         tie_break=tie_break,
         unit=unit,
         errors=errors,
         n_threads=n_threads,
+        memory_limit=memory_limit,
+        spill_dir=spill_dir,
         progress=progress,
     )
     return tokenizer.vocab, tokenizer.merges
+
+
+def count_pretokens(
+    input_path: StrPath | Sequence[StrPath] | None,
+    out: StrPath,
+    special_tokens: Sequence[str] = (),
+    *,
+    texts: Iterable[str] | None = None,
+    pattern: str = "gpt2",
+    unit: Unit = "document",
+    errors: Errors = "strict",
+    n_threads: int | None = None,
+    memory_limit: int | None = None,
+    spill_dir: StrPath | None = None,
+    progress: bool | ProgressCallback | None = None,
+) -> dict[str, int]:
+    """Writes the file of counts `out`; returns n_entries, n_pretokens and n_bytes of it.
+
+    What training needs of a corpus, and no more: so several machines can count one
+    corpus, each its part, and `train_bpe(None, ..., counts=[...])` makes of the parts what
+    it makes of the whole. The same counts are the same bytes, whatever the threads and
+    limits. Written beside and renamed. Arguments are those of `train_bpe`; under
+    `memory_limit` any corpus can be counted.
+
+    Raises:
+        ValueError: an argument is invalid, or a file is not UTF-8 under "strict".
+        OSError: a file cannot be read or written.
+    """
+    _one_source(input_path=input_path, texts=texts)
+    with _callback(progress) as callback:
+        return _rslm.count_pretokens(
+            _paths(input_path),
+            texts,
+            out,
+            _strings("special_tokens", special_tokens),
+            pattern,
+            unit,
+            errors,
+            _threads(n_threads),
+            _limit(memory_limit),
+            _spill_dir(spill_dir, memory_limit),
+            callback,
+        )
+
+
+def read_counts(path: StrPath) -> _rslm.CountsReader:
+    """An iterator of (pretoken, count) over a file of counts, ascending by bytes.
+
+    Its `header` is a dict with pattern, special_tokens, unit, unicode_version, n_entries,
+    n_pretokens and n_bytes. The checksum is checked after the last entry.
+
+    Raises:
+        FormatError: the file is corrupt, there or at a later entry.
+        OSError: it cannot be read.
+    """
+    return _rslm.CountsReader(path)
 
 
 class Tokenizer:
@@ -137,21 +212,19 @@ class Tokenizer:
         special_tokens: Sequence[str] = (),
         *,
         texts: Iterable[str] | None = None,
+        counts: Counts | None = None,
         pattern: str = "gpt2",
         tie_break: TieBreak = "bytes",
         unit: Unit = "document",
         errors: Errors = "strict",
         n_threads: int | None = None,
+        memory_limit: int | None = None,
+        spill_dir: StrPath | None = None,
         progress: bool | ProgressCallback | None = None,
     ) -> Tokenizer:
         """A tokenizer trained as `train_bpe` does; same arguments, same errors."""
-        if (input_path is None) == (texts is None):
-            raise ValueError(
-                "exactly one of input_path and texts must be given, got "
-                + ("neither" if texts is None else "both")
-            )
-        if isinstance(texts, str):
-            raise TypeError("texts must be an iterable of str, got one str")
+        _one_source(input_path=input_path, texts=texts, counts=counts)
+        counts_paths, pairs = _counts(counts)
         if not 0 <= vocab_size <= 1 << 24:
             limit = f"least {256 + len(special_tokens)}" if vocab_size < 0 else f"most {1 << 24}"
             raise ValueError(f"vocab_size must be at {limit}, got {vocab_size}")
@@ -159,6 +232,8 @@ class Tokenizer:
             core = _rslm.train_bpe(
                 _paths(input_path),
                 texts,
+                counts_paths,
+                pairs,
                 vocab_size,
                 _strings("special_tokens", special_tokens),
                 pattern,
@@ -166,6 +241,8 @@ class Tokenizer:
                 unit,
                 errors,
                 _threads(n_threads),
+                _limit(memory_limit),
+                _spill_dir(spill_dir, memory_limit),
                 callback,
             )
         return cls._of(core)
@@ -551,6 +628,47 @@ def _paths(paths: StrPath | Sequence[StrPath] | None) -> list[Path]:
     if not paths:
         raise ValueError("at least one input path must be given, got none")
     return [Path(path) for path in paths]
+
+
+def _one_source(**sources: object) -> None:
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"exactly one of {' and '.join(sources)} must be given, "
+            f"got {' and '.join(given) or 'none'}"
+        )
+    if isinstance(sources["texts"], str):
+        raise TypeError("texts must be an iterable of str, got one str")
+
+
+def _counts(counts: Counts | None) -> tuple[list[Path], Iterable[tuple[bytes, int]] | None]:
+    """Counts as files or as pairs, whichever they are."""
+    if counts is None:
+        return [], None
+    if isinstance(counts, (str, os.PathLike)):
+        return [Path(counts)], None
+    if isinstance(counts, Mapping):
+        return [], counts.items()
+    items: Iterator[Any] = iter(counts)
+    first = next(items, None)
+    if first is None:
+        return [], ()
+    items = itertools.chain([first], items)
+    if isinstance(first, (str, os.PathLike)):
+        return [Path(path) for path in items], None
+    return [], items
+
+
+def _limit(memory_limit: int | None) -> int | None:
+    return None if memory_limit is None else _whole("memory_limit", memory_limit)
+
+
+def _spill_dir(spill_dir: StrPath | None, memory_limit: int | None) -> StrPath | None:
+    if spill_dir is not None and memory_limit is None:
+        raise ValueError(
+            f"spill_dir must come with a memory_limit, got {os.fspath(spill_dir)!r} alone"
+        )
+    return spill_dir
 
 
 def _strings(name: str, strings: Sequence[str] | None) -> list[str]:

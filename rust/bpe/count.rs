@@ -1,5 +1,19 @@
 //! Distinct pretokens with their counts: what training needs of a corpus.
 
+mod file;
+mod footprint;
+mod merge;
+mod runs;
+mod varint;
+
+pub use file::{CountsOrigin, CountsReader, CountsTotal};
+pub use footprint::Footprint;
+pub use merge::merge_counts;
+pub use runs::{Runs, write_counts};
+use varint::{push_varint, take_varint};
+
+use crate::error::Result;
+
 use super::cache::{MAX_KEY_BYTES, hash_bytes, hash_of, key_at, prefetch};
 use crate::pretokenize::Batch;
 
@@ -25,13 +39,17 @@ struct Long {
 /// pretokens, whatever the size of the corpus.
 ///
 /// Pretokens of at most 15 bytes are their own keys; longer ones lie in an arena and are
-/// compared there, so no two are ever confused.
+/// compared there, so no two are ever confused. What came from disk is kept packed, at a
+/// fourth of the memory of a table or less.
 pub struct PretokenCounts {
     short: Vec<Short>,
     n_short: usize,
     long: Vec<Long>,
     n_long: usize,
     bytes: Vec<u8>,
+    /// Different pretokens, none of them in the tables: length, bytes, count.
+    packed: Vec<u8>,
+    n_packed: usize,
 }
 
 impl Default for PretokenCounts {
@@ -49,6 +67,8 @@ impl PretokenCounts {
             long: vec![Long::default(); 1 << 10],
             n_long: 0,
             bytes: Vec::new(),
+            packed: Vec::new(),
+            n_packed: 0,
         }
     }
 
@@ -57,6 +77,7 @@ impl PretokenCounts {
     /// The lines of the table are fetched for all of them before the first is counted.
     #[inline]
     pub fn add_batch(&mut self, batch: Batch<'_>, keys: &mut Vec<u128>) {
+        self.unpack();
         // Growth moves the table, so there is room for the whole batch before it begins.
         while 2 * (self.n_short + batch.ends.len()) > self.short.len() {
             self.grow_short();
@@ -82,6 +103,7 @@ impl PretokenCounts {
         if count == 0 {
             return;
         }
+        self.unpack();
         if let Some(key) = key_at(pretoken, 0, pretoken.len()) {
             if 2 * self.n_short >= self.short.len() {
                 self.grow_short();
@@ -154,6 +176,85 @@ impl PretokenCounts {
         }
     }
 
+    /// Adds a pretoken that is not held yet, packed.
+    pub fn push_packed(&mut self, pretoken: &[u8], count: u64) {
+        push_varint(&mut self.packed, pretoken.len() as u64);
+        self.packed.extend_from_slice(pretoken);
+        push_varint(&mut self.packed, count);
+        self.n_packed += 1;
+    }
+
+    /// Moves what is packed into the tables, where counts can be added to.
+    #[inline]
+    fn unpack(&mut self) {
+        if self.n_packed > 0 {
+            self.n_packed = 0;
+            let packed = std::mem::take(&mut self.packed);
+            for_each_packed(&packed, |pretoken, count| self.add(pretoken, count));
+        }
+    }
+
+    /// Bytes of memory that all this takes.
+    pub fn memory_bytes(&self) -> u64 {
+        let tables = size_of_val(&*self.short) + size_of_val(&*self.long);
+        (tables + self.bytes.capacity() + self.packed.capacity()) as u64
+    }
+
+    /// The most memory it takes while so many pretokens of so many bytes are added, all of
+    /// them new; a table and its double exist side by side while it grows.
+    #[inline]
+    pub fn memory_bytes_with(&self, n_pretokens: usize, n_bytes: usize) -> u64 {
+        let short = Self::grown(&self.short, self.n_short + n_pretokens);
+        let long = Self::grown(
+            &self.long,
+            self.n_long + n_pretokens.min(n_bytes / MAX_KEY_BYTES),
+        );
+        (short + long + self.bytes.len() + n_bytes) as u64
+    }
+
+    #[inline]
+    fn grown<T>(table: &[T], n_entries: usize) -> usize {
+        let old = table.len();
+        if 2 * n_entries <= old {
+            return size_of_val(table);
+        }
+        (old + (2 * n_entries).next_power_of_two()) * size_of::<T>()
+    }
+
+    /// Calls `each` with every pretoken, ascending by bytes, and its count; holds nothing
+    /// afterwards, in the same memory.
+    ///
+    /// # Errors
+    /// What `each` returns.
+    pub fn drain_sorted(&mut self, mut each: impl FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
+        self.unpack();
+        let n_short = move_to_front(&mut self.short, |slot| slot.key != 0);
+        let n_long = move_to_front(&mut self.long, |slot| slot.count > 0);
+        let bytes = std::mem::take(&mut self.bytes);
+        let bytes_of = |slot: &Long| &bytes[slot.start as usize..][..slot.len as usize];
+        // The first byte of a key is its lowest: swapped, numbers order like the bytes, and
+        // the length, now lowest, tells padding from NUL.
+        self.short[..n_short].sort_unstable_by_key(|slot| slot.key.swap_bytes());
+        self.long[..n_long].sort_unstable_by(|a, b| bytes_of(a).cmp(bytes_of(b)));
+        let mut long = self.long[..n_long].iter().peekable();
+        for slot in &self.short[..n_short] {
+            let padded = slot.key.to_le_bytes();
+            let pretoken = &padded[..padded[MAX_KEY_BYTES] as usize];
+            while let Some(slot) = long.next_if(|slot| bytes_of(slot) < pretoken) {
+                each(bytes_of(slot), slot.count)?;
+            }
+            each(pretoken, slot.count)?;
+        }
+        for slot in long {
+            each(bytes_of(slot), slot.count)?;
+        }
+        self.short.fill(Short::default());
+        self.long.fill(Long::default());
+        (self.n_short, self.n_long, self.bytes) = (0, 0, bytes);
+        self.bytes.clear();
+        Ok(())
+    }
+
     /// Adds everything that another multiset holds.
     pub fn merge(&mut self, other: &Self) {
         other.for_each(|pretoken, count| self.add(pretoken, count));
@@ -161,7 +262,7 @@ impl PretokenCounts {
 
     /// How many different pretokens are held.
     pub fn len(&self) -> usize {
-        self.n_short + self.n_long
+        self.n_short + self.n_long + self.n_packed
     }
 
     /// Whether nothing has been counted.
@@ -178,7 +279,29 @@ impl PretokenCounts {
         for slot in self.long.iter().filter(|slot| slot.count > 0) {
             each(self.bytes_of(slot), slot.count);
         }
+        for_each_packed(&self.packed, each);
     }
+}
+
+fn for_each_packed(mut packed: &[u8], mut each: impl FnMut(&[u8], u64)) {
+    while !packed.is_empty() {
+        let length = take_varint(&mut packed) as usize;
+        let (pretoken, rest) = packed.split_at(length);
+        packed = rest;
+        each(pretoken, take_varint(&mut packed));
+    }
+}
+
+/// Moves the slots that are taken to the front; returns how many there are.
+fn move_to_front<T>(slots: &mut [T], is_taken: impl Fn(&T) -> bool) -> usize {
+    let mut n_taken = 0;
+    for i in 0..slots.len() {
+        if is_taken(&slots[i]) {
+            slots.swap(n_taken, i);
+            n_taken += 1;
+        }
+    }
+    n_taken
 }
 
 /// The slot of a key, or the empty one where it belongs.
@@ -237,6 +360,53 @@ mod tests {
             found,
             expected.into_iter().map(|(p, n)| (p.to_vec(), n)).collect()
         );
+    }
+
+    #[test]
+    fn drained_and_packed_counts_are_the_same_in_order() {
+        let mut counts = PretokenCounts::new();
+        let mut expected = Vec::new();
+        for i in 0..50_000u64 {
+            let number = (i * 7919) % 50_000;
+            let padding = ["", "\0", "\0\0", "\u{ff}", "0123456789abcdef"][number as usize % 5];
+            let pretoken = format!("{}{padding}", number / 5).into_bytes();
+            counts.add(&pretoken, number + 1);
+            expected.push((pretoken, number + 1));
+        }
+        expected.sort();
+        let (mut drained, mut packed) = (Vec::new(), PretokenCounts::new());
+        let each = |pretoken: &[u8], count| {
+            drained.push((pretoken.to_vec(), count));
+            packed.push_packed(pretoken, count);
+            Ok(())
+        };
+        counts.drain_sorted(each).expect("nothing fails");
+        assert_eq!(drained, expected);
+        assert!(counts.is_empty());
+        assert!(4 * (packed.packed.len() as u64) < counts.memory_bytes());
+        counts.add(b"again", 1);
+        assert_eq!(counts.len(), 1);
+        let mut unpacked = Vec::new();
+        packed.for_each(|pretoken, count| unpacked.push((pretoken.to_vec(), count)));
+        assert_eq!(unpacked, expected);
+        // What is added to packed counts finds the pretokens that are packed.
+        packed.add(&expected[0].0, 5);
+        assert_eq!(packed.len(), expected.len());
+        let mut first = 0;
+        packed.for_each(|pretoken, count| first += count * u64::from(*pretoken == expected[0].0));
+        assert_eq!(first, expected[0].1 + 5);
+    }
+
+    #[test]
+    fn memory_is_foretold() {
+        let mut counts = PretokenCounts::new();
+        for i in 0..100_000u32 {
+            let pretoken = format!("{i}{}", "z".repeat(i as usize % 30));
+            let foretold = counts.memory_bytes_with(1, pretoken.len());
+            counts.add(pretoken.as_bytes(), 1);
+            let tables = counts.memory_bytes() - counts.bytes.capacity() as u64;
+            assert!(tables + counts.bytes.len() as u64 <= foretold);
+        }
     }
 
     #[test]

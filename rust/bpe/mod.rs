@@ -12,7 +12,10 @@ mod tokenizer;
 mod train;
 mod vocab;
 
-pub use count::PretokenCounts;
+pub use count::{
+    CountsOrigin, CountsReader, CountsTotal, Footprint, PretokenCounts, Runs, merge_counts,
+    write_counts,
+};
 pub use dropout::Dropout;
 pub use tokenizer::{MergeBy, Parts, Tokenizer};
 pub use train::{TieBreak, TrainOptions, Trained, train};

@@ -168,6 +168,7 @@ pub struct FileBlocks<'s> {
     carry: Vec<u8>,
     offset: u64,
     total_bytes: u64,
+    block_bytes: usize,
 }
 
 impl<'s> FileBlocks<'s> {
@@ -198,7 +199,17 @@ impl<'s> FileBlocks<'s> {
             carry: Vec::new(),
             offset: 0,
             total_bytes,
+            block_bytes: BLOCK_BYTES,
         })
+    }
+
+    /// The same in blocks of another size.
+    #[must_use]
+    pub fn with_block_bytes(self, block_bytes: usize) -> Self {
+        Self {
+            block_bytes,
+            ..self
+        }
     }
 
     /// Bytes of all files, as the system told before reading.
@@ -219,7 +230,7 @@ impl<'s> FileBlocks<'s> {
             return Ok(None);
         };
         let mut bytes = std::mem::take(&mut self.carry);
-        let (mut wanted, mut from) = (BLOCK_BYTES, 0);
+        let (mut wanted, mut from) = (self.block_bytes, 0);
         let at_end = loop {
             bytes.reserve(wanted);
             let read = file.by_ref().take(wanted as u64).read_to_end(&mut bytes);

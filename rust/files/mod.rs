@@ -6,6 +6,7 @@
 
 mod batch;
 mod blocks;
+mod count;
 mod in_order;
 mod stream;
 
@@ -14,54 +15,15 @@ use std::sync::{Mutex, PoisonError};
 
 pub use batch::encode_batch;
 pub use blocks::{Block, FileBlocks, Invalid, Splitter, Unit};
+pub use count::{Counted, MemoryLimit, PairCounter, count_pretokens, sum_counts};
 use in_order::in_order;
 pub use in_order::thread_count;
 pub use stream::StreamEncoder;
 
-use crate::bpe::{PretokenCounts, Tokenizer};
+use crate::bpe::Tokenizer;
 use crate::error::Result;
 use crate::token_file::{TokenFileOptions, TokenFileSummary, TokenFileWriter};
 use crate::{Progress, TokenId, pretokenize};
-
-/// Counts the pretokens of a corpus.
-///
-/// # Errors
-/// What reading, `Invalid::Strict`, the pattern or `progress` refuse.
-pub fn count_pretokens(
-    blocks: impl Iterator<Item = Result<Block>>,
-    total_bytes: u64,
-    splitter: &Splitter,
-    invalid: Invalid,
-    n_threads: Option<usize>,
-    progress: &mut Progress,
-) -> Result<PretokenCounts> {
-    let new_counter = || (PretokenCounts::new(), Vec::new(), Vec::new());
-    let count = |(counts, ends, keys): &mut (PretokenCounts, _, _), mut block: Block| {
-        let n_bytes = block.bytes.len() as u64;
-        block.check_utf8(invalid)?;
-        for text in block.texts() {
-            splitter.for_each_batch(text, ends, |batch| counts.add_batch(batch, keys))?;
-        }
-        Ok(n_bytes)
-    };
-    let mut done = 0;
-    let counters = in_order(
-        thread_count(n_threads),
-        blocks,
-        new_counter,
-        count,
-        |n_bytes| {
-            done += n_bytes;
-            progress("count", done, total_bytes)
-        },
-    )?;
-    let mut tables = counters.into_iter().map(|(counts, ..)| counts);
-    let mut counts = tables.next().unwrap_or_default();
-    for table in tables {
-        counts.merge(&table);
-    }
-    Ok(counts)
-}
 
 /// Ids of one block, and what the writer needs to know of it.
 struct EncodedBlock<I> {

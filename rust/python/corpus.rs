@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyString};
 
+use super::counts::{counted, limit_of, pairs_of};
 use super::tokenizer::Tokenizer;
 use super::{run, text_of};
 use crate::bpe::{MergeBy, Parts, TieBreak, TrainOptions, Trained, train};
-use crate::files::{self, Block, FileBlocks, Invalid, Splitter, Unit, count_pretokens};
+use crate::files::{self, Block, Invalid, Splitter, Unit, sum_counts};
 use crate::pretokenize::{Pattern, SpecialTokens};
 use crate::token_file::{self, TokenFileOptions, TokenFileSummary, TokenizerRecord};
 use crate::{Error, Progress, Result};
@@ -38,7 +39,7 @@ fn unit_of(name: &str) -> Result<Unit> {
     })
 }
 
-fn invalid_of(name: &str) -> Result<Invalid> {
+pub(super) fn invalid_of(name: &str) -> Result<Invalid> {
     Ok(match name {
         "strict" => Invalid::Strict,
         "replace" => Invalid::Replace,
@@ -51,10 +52,34 @@ fn invalid_of(name: &str) -> Result<Invalid> {
     })
 }
 
+pub(super) fn splitter_of(
+    pattern: &str,
+    special_tokens: &[String],
+    unit: &str,
+) -> Result<Splitter> {
+    Ok(Splitter {
+        pattern: Pattern::new(pattern)?,
+        specials: SpecialTokens::new(special_tokens)?,
+        unit: unit_of(unit)?,
+    })
+}
+
 /// Texts of a Python iterable, a megabyte or so at a time.
-struct TextBlocks<'e> {
+pub(super) struct TextBlocks<'e> {
     texts: Py<PyIterator>,
     error: &'e mut Option<PyErr>,
+    /// A block ends with the text that reaches this size.
+    pub(super) block_bytes: usize,
+}
+
+impl<'e> TextBlocks<'e> {
+    pub(super) fn new(texts: Py<PyIterator>, error: &'e mut Option<PyErr>) -> Self {
+        Self {
+            texts,
+            error,
+            block_bytes: 1 << 20,
+        }
+    }
 }
 
 impl Iterator for TextBlocks<'_> {
@@ -65,7 +90,7 @@ impl Iterator for TextBlocks<'_> {
             let mut texts = Vec::new();
             let mut size = 0;
             let mut iterator = self.texts.bind(py).clone();
-            while size < 1 << 20 && texts.len() < 1 << 16 {
+            while size < self.block_bytes && texts.len() < 1 << 16 {
                 let Some(text) = iterator.next().transpose()? else {
                     break;
                 };
@@ -91,13 +116,16 @@ impl Iterator for TextBlocks<'_> {
     }
 }
 
-/// Trains on files (`paths`) or on `texts`, whichever is given.
+/// Trains on files (`paths`), on `texts`, on files of counts or on (pretoken, count) pairs,
+/// whichever is given.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
 pub fn train_bpe(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     texts: Option<&Bound<'_, PyAny>>,
+    counts_paths: Vec<PathBuf>,
+    pairs: Option<&Bound<'_, PyAny>>,
     vocab_size: usize,
     special_tokens: Vec<String>,
     pattern: String,
@@ -105,13 +133,12 @@ pub fn train_bpe(
     unit: &str,
     errors: &str,
     n_threads: Option<usize>,
+    memory_limit: Option<u64>,
+    spill_dir: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Tokenizer> {
-    let splitter = Splitter {
-        pattern: Pattern::new(&pattern)?,
-        specials: SpecialTokens::new(&special_tokens)?,
-        unit: unit_of(unit)?,
-    };
+    let splitter = splitter_of(&pattern, &special_tokens, unit)?;
+    let limit = limit_of(memory_limit, spill_dir);
     let invalid = invalid_of(errors)?;
     let options = TrainOptions {
         vocab_size,
@@ -123,17 +150,19 @@ pub fn train_bpe(
     let texts = texts
         .map(|texts| texts.try_iter().map(Bound::unbind))
         .transpose()?;
+    let pairs = pairs.map(|pairs| pairs_of(py, pairs)).transpose()?;
     let result = run(py, progress, |progress: &mut Progress| {
-        let counts = if let Some(texts) = texts {
-            let blocks = TextBlocks {
-                texts,
-                error: &mut raised,
-            };
-            count_pretokens(blocks, 0, &splitter, invalid, n_threads, progress)?
+        let limit = limit.as_ref();
+        let texts = texts.map(|texts| TextBlocks::new(texts, &mut raised));
+        let counts = if let Some(pairs) = pairs {
+            pairs.finish().for_training(limit, progress)?
+        } else if counts_paths.is_empty() {
+            counted(
+                &paths, texts, &splitter, invalid, n_threads, limit, progress,
+            )?
+            .for_training(limit, progress)?
         } else {
-            let blocks = FileBlocks::new(&paths, &splitter)?;
-            let total = blocks.total_bytes();
-            count_pretokens(blocks, total, &splitter, invalid, n_threads, progress)?
+            sum_counts(&counts_paths, &splitter.origin(), limit, progress)?
         };
         tokenizer_of(&train(&counts, &options, progress)?, options, pattern)
     });

@@ -7,6 +7,7 @@
 #![allow(clippy::needless_pass_by_value)]
 
 mod corpus;
+mod counts;
 mod tokenizer;
 
 use std::borrow::Cow;
@@ -108,6 +109,8 @@ fn run<T: Send>(
 mod _rslm {
     #[pymodule_export]
     use super::corpus::{encode_files, permute, pretokenize, train_bpe, verify_token_file};
+    #[pymodule_export]
+    use super::counts::{CountsReader, count_pretokens};
     #[pymodule_export]
     use super::tokenizer::{EncodeIterator, StreamDecoder, Tokenizer};
 

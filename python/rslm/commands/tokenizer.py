@@ -1,4 +1,4 @@
-"""`rslm tokenizer train | encode | decode | info | export | compare`."""
+"""`rslm tokenizer train | count-pretokens | encode | decode | info | export | compare`."""
 
 import codecs
 import re
@@ -42,10 +42,12 @@ def refuse_existing(path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Train a byte-level BPE tokenizer on text files and save it."""
+    """Train a byte-level BPE tokenizer on text files, or on counts of them, and save it."""
 
-    files: Files
+    files: Files = ()
     """UTF-8 text files."""
+    from_counts: tuple[Path, ...] = ()
+    """Instead of text: files that count-pretokens wrote; their counts are summed."""
     out: Path
     """JSON file to write."""
     vocab_size: int
@@ -62,6 +64,10 @@ class TrainOptions:
     """What to do about bytes that are not UTF-8."""
     n_threads: int | None = None
     """Threads; by default one per core."""
+    memory_limit: str | None = None
+    """Memory that training may take, as 300MB or 2GiB; counts that do not fit go to disk."""
+    spill_dir: Path | None = None
+    """Folder for these; by default the system's folder for temporary files."""
 
 
 def train(options: TrainOptions) -> None:
@@ -69,25 +75,96 @@ def train(options: TrainOptions) -> None:
     from rslm.tokenizer import Tokenizer
 
     refuse_existing(options.out)
+    if options.from_counts and options.files:
+        raise ValueError("exactly one of files and --from-counts must be given, got both")
+    sources = require_files(options.from_counts or options.files)
     started = time.perf_counter()
     tokenizer = Tokenizer.train(
-        require_files(options.files),
+        None if options.from_counts else sources,
         options.vocab_size,
         list(options.special_tokens),
+        counts=sources if options.from_counts else None,
         pattern=options.pattern,
         tie_break=options.tie_break,
         unit=options.unit,
         errors=options.errors,
         n_threads=options.n_threads,
+        memory_limit=parse_bytes(options.memory_limit),
+        spill_dir=options.spill_dir,
         progress=progress_bar(),
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(options.out)
-    n_bytes = sum(file.stat().st_size for file in options.files)
+    n_bytes = sum(file.stat().st_size for file in sources)
     note(
         f"{options.out}: {tokenizer.vocab_size:,} tokens from {n_bytes / 1e6:,.1f} MB "
         f"in {time.perf_counter() - started:.1f} s"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountPretokensOptions:
+    """Count the pretokens of text files: all that training needs of them, in one small file."""
+
+    files: Files
+    """UTF-8 text files."""
+    out: Path
+    """File to write."""
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+    """Strings that are never split and never counted; none: --special-tokens."""
+    pattern: str = "gpt2"
+    """Pre-token pattern: gpt2, cl100k, o200k, or a regular expression."""
+    unit: Literal["document", "line"] = "document"
+    """What is split into pre-tokens at a time: a whole document or each line."""
+    errors: Literal["strict", "replace", "raw"] = "strict"
+    """What to do about bytes that are not UTF-8."""
+    n_threads: int | None = None
+    """Threads; by default one per core."""
+    memory_limit: str | None = None
+    """Memory that counting may take, as 300MB or 2GiB; counts that do not fit go to disk."""
+    spill_dir: Path | None = None
+    """Folder for these; by default the system's folder for temporary files."""
+
+
+def count_pretokens(options: CountPretokensOptions) -> None:
+    """Counts and saves; what was counted is said on stderr."""
+    from rslm import tokenizer
+
+    refuse_existing(options.out)
+    files = require_files(options.files)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    total = tokenizer.count_pretokens(
+        files,
+        options.out,
+        list(options.special_tokens),
+        pattern=options.pattern,
+        unit=options.unit,
+        errors=options.errors,
+        n_threads=options.n_threads,
+        memory_limit=parse_bytes(options.memory_limit),
+        spill_dir=options.spill_dir,
+        progress=progress_bar(),
+    )
+    note(
+        f"{options.out}: {total['n_entries']:,} different of {total['n_pretokens']:,} pretokens "
+        f"from {total['n_bytes'] / 1e6:,.1f} MB"
+    )
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """A number of bytes, perhaps with a unit: 300MB is 300 x 10^6, 2GiB is 2 x 2^30.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE)
+    if not found or not found[1].isascii():
+        raise ValueError(f"memory_limit must be a size as 300MB or 2GiB, got {text!r}")
+    number, prefix, binary = found.groups()
+    exponent = "kmgt".index(prefix.lower()) + 1 if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** exponent)
 
 
 def require_files(files: Iterable[Path]) -> list[Path]:

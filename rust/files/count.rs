@@ -1,0 +1,336 @@
+//! Files -> pretoken counts, in bounded memory where a limit is set.
+
+use std::path::{Path, PathBuf};
+
+use super::blocks::{Block, Invalid, Splitter, Unit};
+use super::in_order::{in_order, thread_count};
+use crate::Progress;
+use crate::bpe::{
+    CountsOrigin, CountsReader, CountsTotal, Footprint, PretokenCounts, Runs, merge_counts,
+    write_counts,
+};
+use crate::error::{Error, Result};
+use crate::pretokenize::{Batch, UNICODE_VERSION};
+
+/// With less than this for each worker, runs are so small that the disk does all the work.
+const LEAST_BYTES_PER_WORKER: u64 = 8 << 20;
+/// Ends of pretokens, a writer, the readers of the runs that a worker merges.
+const BUFFERS_PER_WORKER: u64 = 1 << 20;
+/// Pretokens of a batch that are counted without looking at the memory.
+const PIECE: usize = 1 << 12;
+
+/// How much memory counting and training may take, and where to put what does not fit.
+#[derive(Clone, Debug)]
+pub struct MemoryLimit {
+    /// Bytes: tables, blocks of text, and the merge loop. The program itself comes on top.
+    pub bytes: u64,
+    /// Folder for temporary files.
+    pub spill_folder: PathBuf,
+}
+
+impl MemoryLimit {
+    /// As many workers as asked for; without a wish, as many as the limit lets work well.
+    fn n_workers(&self, n_threads: Option<usize>) -> Result<usize> {
+        let mut n_workers = thread_count(n_threads);
+        if n_threads.is_none() {
+            let most = self.bytes / LEAST_BYTES_PER_WORKER;
+            n_workers = n_workers.min(most.max(1) as usize);
+        }
+        let least = LEAST_BYTES_PER_WORKER * n_workers as u64;
+        if self.bytes < least {
+            let noun = if n_workers == 1 { "thread" } else { "threads" };
+            return Err(Error::Argument(format!(
+                "memory_limit must be at least {least} bytes for {n_workers} {noun}, got {}",
+                self.bytes
+            )));
+        }
+        Ok(n_workers)
+    }
+
+    /// The size of the blocks that files are read in: those under way take a fifth at most.
+    pub fn block_bytes(&self, n_threads: Option<usize>) -> Result<usize> {
+        let n_workers = self.n_workers(n_threads)? as u64;
+        Ok((self.bytes / (32 * n_workers)).clamp(1 << 18, 4 << 20) as usize)
+    }
+
+    /// What one worker's table may take, growth included.
+    fn share(&self, n_threads: Option<usize>) -> Result<u64> {
+        let n_workers = self.n_workers(n_threads)? as u64;
+        let under_way = (4 * n_workers + 2) * self.block_bytes(n_threads)? as u64;
+        // The allocator keeps some of what was freed.
+        Ok((self.bytes * 7 / 8 - under_way) / n_workers - BUFFERS_PER_WORKER)
+    }
+}
+
+impl Splitter {
+    /// How the pretokens of this splitter are made.
+    pub fn origin(&self) -> CountsOrigin {
+        CountsOrigin {
+            pattern: self.pattern.as_str().to_owned(),
+            special_tokens: self.specials.texts().to_vec(),
+            unit: match self.unit {
+                Unit::Document => "document",
+                Unit::Line => "line",
+            }
+            .to_owned(),
+            unicode_version: UNICODE_VERSION.to_owned(),
+        }
+    }
+}
+
+/// The pretokens of a corpus: in memory, or in sorted runs on disk.
+pub enum Counted {
+    /// All fitted.
+    InMemory(PretokenCounts),
+    /// The limit was reached.
+    OnDisk(Runs),
+}
+
+/// Counts the pretokens of a corpus. Under a limit, a worker's table that would outgrow its
+/// share goes to disk as a sorted run; the result is the same.
+///
+/// # Errors
+/// What reading, `Invalid::Strict`, the pattern, the folder for runs or `progress` refuse;
+/// `Argument` where the limit is too small for the threads.
+pub fn count_pretokens(
+    blocks: impl Iterator<Item = Result<Block>>,
+    total_bytes: u64,
+    splitter: &Splitter,
+    invalid: Invalid,
+    n_threads: Option<usize>,
+    limit: Option<&MemoryLimit>,
+    progress: &mut Progress,
+) -> Result<Counted> {
+    let (n_workers, share) = match limit {
+        Some(limit) => (limit.n_workers(n_threads)?, limit.share(n_threads)?),
+        None => (thread_count(n_threads), 0),
+    };
+    let runs = limit.map(|limit| Runs::new(&limit.spill_folder, splitter.origin()));
+    let runs = runs.transpose()?;
+    let new_counter = || (PretokenCounts::new(), Vec::new(), Vec::new());
+    let count = |(counts, ends, keys): &mut (PretokenCounts, _, _), mut block: Block| {
+        let n_bytes = block.bytes.len() as u64;
+        block.check_utf8(invalid)?;
+        let mut spilled = Ok(());
+        for text in block.texts() {
+            match &runs {
+                None => splitter.for_each_batch(text, ends, |b| counts.add_batch(b, keys))?,
+                Some(runs) => splitter.for_each_batch(text, ends, |batch| {
+                    if spilled.is_ok() {
+                        spilled = add_within(counts, batch, keys, share, runs);
+                    }
+                })?,
+            }
+        }
+        spilled.map(|()| n_bytes)
+    };
+    let mut done = 0;
+    let counters = in_order(n_workers, blocks, new_counter, count, |n_bytes| {
+        done += n_bytes;
+        progress("count", done, total_bytes)
+    })?;
+    let tables = counters.into_iter().map(|(counts, ..)| counts).collect();
+    gather(tables, runs, limit)
+}
+
+/// Adds a batch piece by piece, spilling before the table outgrows its share.
+fn add_within(
+    counts: &mut PretokenCounts,
+    batch: Batch<'_>,
+    keys: &mut Vec<u128>,
+    share: u64,
+    runs: &Runs,
+) -> Result<()> {
+    let mut start = batch.start;
+    for ends in batch.ends.chunks(PIECE) {
+        let end = ends[ends.len() - 1] as usize;
+        if counts.memory_bytes_with(ends.len(), end - start) > share && !counts.is_empty() {
+            runs.spill(counts)?;
+        }
+        let segment = batch.segment;
+        counts.add_batch(
+            Batch {
+                segment,
+                start,
+                ends,
+            },
+            keys,
+        );
+        start = end;
+    }
+    Ok(())
+}
+
+/// Sums the workers' tables.
+fn gather(
+    mut tables: Vec<PretokenCounts>,
+    runs: Option<Runs>,
+    limit: Option<&MemoryLimit>,
+) -> Result<Counted> {
+    let n_bytes: u64 = tables.iter().map(PretokenCounts::memory_bytes).sum();
+    // The sum may take twice what its parts take, and half of that again while it grows.
+    let fits = |limit: &MemoryLimit| tables.len() == 1 || 3 * n_bytes <= limit.bytes;
+    if let Some(runs) = runs
+        && (!runs.is_empty() || !limit.is_some_and(fits))
+    {
+        for mut table in tables {
+            if !table.is_empty() {
+                runs.spill(&mut table)?;
+            }
+        }
+        return Ok(Counted::OnDisk(runs));
+    }
+    let mut counts = tables.pop().unwrap_or_default();
+    for table in tables {
+        counts.merge(&table);
+    }
+    Ok(Counted::InMemory(counts))
+}
+
+impl Counted {
+    /// The counts in memory, with room under the limit for the merge loop.
+    ///
+    /// # Errors
+    /// `Argument` where that would need more than the limit; what the runs or `progress`
+    /// refuse.
+    pub fn for_training(
+        self,
+        limit: Option<&MemoryLimit>,
+        progress: &mut Progress,
+    ) -> Result<PretokenCounts> {
+        let mut packer = Packer::new(limit);
+        match self {
+            Self::InMemory(counts) if packer.has_room_for(&counts) => return Ok(counts),
+            Self::InMemory(mut counts) => counts.drain_sorted(|p, count| packer.push(p, count))?,
+            Self::OnDisk(runs) => runs.merge(
+                |done, total| progress("merge runs", done, total),
+                |pretoken, count| packer.push(pretoken, count),
+            )?,
+        }
+        packer.finish()
+    }
+
+    /// Writes the `.counts` file `path`; memory does not depend on what was counted.
+    ///
+    /// # Errors
+    /// `Io`; what the runs or `progress` refuse. `path` is as before then.
+    pub fn write(
+        self,
+        path: &Path,
+        origin: &CountsOrigin,
+        progress: &mut Progress,
+    ) -> Result<CountsTotal> {
+        write_counts(path, origin, |push| match self {
+            Self::InMemory(mut counts) => counts.drain_sorted(push),
+            Self::OnDisk(runs) => {
+                runs.merge(|done, total| progress("merge runs", done, total), push)
+            }
+        })
+    }
+}
+
+/// The sum of `.counts` files, made as `origin` says, ready to train on.
+///
+/// # Errors
+/// `Format` where a file is corrupt; `Argument` where one was made in another way, or the
+/// merge loop would need more than the limit; what `progress` refuses.
+pub fn sum_counts(
+    paths: &[PathBuf],
+    origin: &CountsOrigin,
+    limit: Option<&MemoryLimit>,
+    progress: &mut Progress,
+) -> Result<PretokenCounts> {
+    let open = |path: &PathBuf| CountsReader::open(path);
+    let mut readers = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let name = |reader: &CountsReader| reader.path().display().to_string();
+    if let Some((first, others)) = readers.split_first() {
+        for other in others {
+            let (ours, theirs) = (first.origin(), other.origin());
+            ours.check_same(theirs, &name(first), &name(other))?;
+        }
+        let asked = "what training was asked for";
+        first.origin().check_same(origin, &name(first), asked)?;
+    }
+    let mut packer = Packer::new(limit);
+    let tick = |done, total| progress("merge runs", done, total);
+    merge_counts(&mut readers, tick, |p, count| packer.push(p, count))?;
+    packer.finish()
+}
+
+/// Takes pretokens and counts that somebody else made; equal ones are summed.
+#[derive(Default)]
+pub struct PairCounter {
+    counts: PretokenCounts,
+    total: CountsTotal,
+}
+
+impl PairCounter {
+    /// # Errors
+    /// `Argument` for an empty pretoken, and where the sum is too large.
+    pub fn add(&mut self, pretoken: &[u8], count: u64) -> Result<()> {
+        if pretoken.is_empty() {
+            return Err(Error::Argument(
+                "a pretoken must hold at least one byte, got b\"\"".into(),
+            ));
+        }
+        self.total.add(pretoken, count)?;
+        self.counts.add(pretoken, count);
+        Ok(())
+    }
+
+    /// What was counted.
+    pub fn finish(self) -> Counted {
+        Counted::InMemory(self.counts)
+    }
+}
+
+/// Packs different pretokens for training, and knows what that will need of memory.
+struct Packer<'l> {
+    limit: Option<&'l MemoryLimit>,
+    counts: PretokenCounts,
+    footprint: Footprint,
+    total: CountsTotal,
+}
+
+impl<'l> Packer<'l> {
+    fn new(limit: Option<&'l MemoryLimit>) -> Self {
+        Self {
+            limit,
+            counts: PretokenCounts::new(),
+            footprint: Footprint::default(),
+            total: CountsTotal::default(),
+        }
+    }
+
+    fn has_room_for(&self, counts: &PretokenCounts) -> bool {
+        let Some(limit) = self.limit else { return true };
+        let mut footprint = Footprint::default();
+        counts.for_each(|pretoken, _| footprint.add(pretoken));
+        counts.memory_bytes() + footprint.merge_loop_bytes() <= limit.bytes
+    }
+
+    fn push(&mut self, pretoken: &[u8], count: u64) -> Result<()> {
+        self.total.add(pretoken, count)?;
+        self.footprint.add(pretoken);
+        // Beyond the limit only the footprint is wanted: the message tells it.
+        if self
+            .limit
+            .is_none_or(|limit| self.footprint.training_bytes() <= limit.bytes)
+        {
+            self.counts.push_packed(pretoken, count);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<PretokenCounts> {
+        let needed = self.footprint.training_bytes();
+        match self.limit {
+            Some(limit) if needed > limit.bytes => Err(Error::Argument(format!(
+                "memory_limit must be at least {needed} bytes to train on {} different \
+                 pretokens, got {}",
+                self.total.n_entries, limit.bytes
+            ))),
+            _ => Ok(self.counts),
+        }
+    }
+}
