@@ -43,10 +43,11 @@ TORCH_FREE = [
     *["permutation", "architecture", "config"],
     *["reference", "tokenizer", "data.*", "train_config", "terminal", "text_run"],
 ]
-# Layers 0 and 1 import these and the standard library only; `config` also makes flags.
+# Layers 0 and 1 import these and the standard library only; `config` also makes flags,
+# and `files` reads Parquet where it is asked to.
 LIGHT_MODULES = [*LAYERS[0], *LAYERS[1]]
 LIGHT = {"numpy", "regex"}
-LIGHT_EXTRA = {"config": {"tyro"}}
+LIGHT_EXTRA = {"config": {"tyro"}, "files": {"pyarrow"}}
 
 # Left never sees right; modules side by side may see each other.
 RUST_LAYERS = [

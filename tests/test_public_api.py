@@ -18,10 +18,10 @@ EXPORTED = {"FormatError", "StreamDecoder", "TokenFile", "Tokenizer", "__version
 SIGNATURES = {
     "train_bpe": "(input_path, vocab_size, special_tokens=(), *, texts=None, counts=None, "
     "pattern='gpt2', tie_break='bytes', unit='document', errors='strict', n_threads=None, "
-    "memory_limit=None, spill_dir=None, progress=None)",
+    "memory_limit=None, spill_dir=None, progress=None, **inputs)",
     "tokenizer.count_pretokens": "(input_path, out, special_tokens=(), *, texts=None, "
     "pattern='gpt2', unit='document', errors='strict', n_threads=None, memory_limit=None, "
-    "spill_dir=None, progress=None)",
+    "spill_dir=None, progress=None, **inputs)",
     "tokenizer.read_counts": "(path)",
     "Tokenizer": "(vocab, merges, special_tokens=None, *, pattern='gpt2')",
     "Tokenizer.from_files": "(vocab_path, merges_path, special_tokens=None, *, pattern='gpt2')",

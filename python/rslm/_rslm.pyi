@@ -27,6 +27,8 @@ UNICODE_VERSION: str
 
 _StrPath = str | os.PathLike[str]
 _Progress = Callable[[int, int, str], object]
+# Format, field or column, whether rows hold special tokens, longest document, reader of tables.
+_Inputs = tuple[str | None, str, bool, int, Callable[..., Any]]
 
 @final
 class Tokenizer:
@@ -133,6 +135,7 @@ def train_bpe(
     memory_limit: int | None,
     spill_dir: _StrPath | None,
     progress: _Progress | None,
+    inputs: _Inputs,
 ) -> Tokenizer: ...
 def count_pretokens(
     paths: Sequence[_StrPath],
@@ -146,6 +149,7 @@ def count_pretokens(
     memory_limit: int | None,
     spill_dir: _StrPath | None,
     progress: _Progress | None,
+    inputs: _Inputs,
 ) -> dict[str, int]: ...
 def encode_files(
     tokenizer: Tokenizer,
@@ -159,6 +163,8 @@ def encode_files(
     command: str,
     n_threads: int | None,
     progress: _Progress | None,
+    inputs: _Inputs,
+    resume: bool,
 ) -> dict[str, Any]: ...
 def verify_token_file(path: _StrPath) -> dict[str, Any]: ...
 def permute(n: int, seed: int, epoch: int, index: int) -> int: ...

@@ -1,7 +1,14 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Files: written so that a crash leaves the old one or the new one; tables read row by row."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_BATCH_BYTES = 4 << 20
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -31,3 +38,76 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_parquet(
+    path: str | os.PathLike[str], column: str, first_row: int, *, corrupt: type[ValueError]
+) -> Iterator[tuple[bytes, npt.NDArray[np.int64], int]]:
+    """The texts of one column from a row on, a few megabytes at a time.
+
+    Yields the bytes of the texts, where each ends, and how many bytes of the file the rows
+    so far stand for. Memory: a batch, and the pages of a row group that it needs.
+
+    Raises:
+        ValueError: pyarrow is missing, or there is no such column of strings.
+        corrupt: the file is no Parquet file, is corrupt, or a row holds no text.
+    """
+    try:
+        import pyarrow.lib
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "Parquet files need pyarrow, which is not installed: pip install 'rslm[data]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+            for texts, row in _rows(file, path, column, first_row):
+                if texts.null_count:
+                    missing = row + texts.is_null().index(True).as_py()
+                    raise corrupt(f"{path}: row {missing}: must hold a text, got null")
+                done = row + len(texts)
+                content, ends = _content(texts)
+                yield content, ends, os.path.getsize(path) * done // file.metadata.num_rows
+    # A system's error has a number; pyarrow reports corrupt data as OSError without one.
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise corrupt(f"{path}: not a whole Parquet file: {error}") from error
+
+
+def _rows(
+    file: Any, path: str | os.PathLike[str], column: str, first_row: int
+) -> Iterator[tuple[Any, int]]:
+    """Arrow arrays of texts, and the number of the first row of each."""
+    metadata, names = file.metadata, file.schema_arrow.names
+    if names.count(column) != 1:
+        shown = ", ".join(names)
+        raise ValueError(f"text_field must be a column of {path} ({shown}), got {column!r}")
+    row = 0
+    for group in range(metadata.num_row_groups):
+        n_rows = metadata.row_group(group).num_rows
+        if row + n_rows <= first_row:
+            row += n_rows
+            continue
+        n_bytes = max(metadata.row_group(group).total_byte_size, 1)
+        batch_size = min(max(_BATCH_BYTES * n_rows // n_bytes, 1), 1 << 16)
+        for batch in file.iter_batches(batch_size, row_groups=[group], columns=[column]):
+            texts = batch.column(0)[max(first_row - row, 0) :]
+            row += len(batch)
+            if len(texts):
+                yield texts, row - len(texts)
+
+
+def _content(texts: Any) -> tuple[bytes, npt.NDArray[np.int64]]:
+    """The bytes of an Arrow array of strings, and where each string ends in them."""
+    import pyarrow
+
+    kind = texts.type.value_type if pyarrow.types.is_dictionary(texts.type) else texts.type
+    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        raise ValueError(f"text_field must be a column of strings, got one of {kind}")
+    texts = texts.cast(pyarrow.large_string())
+    _, offsets, content = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    start, stop = int(ends[0]), int(ends[-1])
+    data = content.slice(start, stop - start).to_pybytes() if stop > start else b""
+    return data, ends[1:] - start

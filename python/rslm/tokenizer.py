@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from rslm import _rslm
-from rslm.files import write_atomically
+from rslm.errors import FormatError
+from rslm.files import read_parquet, write_atomically
 from rslm.token_file import TokenFile
 from rslm.token_file_format import END_OF_TEXT
 
@@ -31,6 +33,28 @@ Errors = Literal["strict", "replace", "raw"]
 Counts = StrPath | Sequence[StrPath] | Mapping[bytes, int] | Iterable[tuple[bytes, int]]
 ProgressCallback = Callable[[int, int, str], object]
 """Called with (done, total, phase) a few times a second; total is 0 where it is unknown."""
+
+
+class InputOptions(TypedDict, total=False):
+    """What input files are; each may be given by its name to whatever reads files.
+
+    A file's format follows from its name: `.jsonl` and `.ndjson` hold a JSON object on each
+    line, `.parquet` a table (it needs pyarrow, of the extra `data`), all others text; the
+    first two kinds and text may be compressed, as `.gz` or `.zst` behind that name says.
+    Each line or row is a document of its own; one without text, or a blank line, is none.
+    """
+
+    format: Literal["text", "jsonl", "parquet"] | None
+    """The format of every file, whatever the names say."""
+    text_field: str
+    """The field of a JSON line, or the column of a table, with the text: "text"."""
+    rows_hold_special_tokens: bool
+    """Whether special tokens are recognised in lines and rows. By default they are ordinary
+    text there: what somebody wrote on a page must not begin a document of the corpus. In
+    text files they always count, for they are how those mark documents."""
+    max_document_bytes: int
+    """The longest line or row, or text without a place where it may be divided, that is read:
+    16 MiB. It bounds the memory, whatever a compressed file unfolds to."""
 
 
 def train_bpe(
@@ -48,6 +72,7 @@ def train_bpe(
     memory_limit: int | None = None,
     spill_dir: StrPath | None = None,
     progress: bool | ProgressCallback | None = None,
+    **inputs: Unpack[InputOptions],
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
     """(vocab, merges) of byte-pair encoding trained on files or on `texts`.
 
@@ -79,11 +104,13 @@ def train_bpe(
         spill_dir: Folder for the runs, which never outlive the call; None means the
             system's folder for temporary files.
         progress: True for a bar on a terminal, or a function of (done, total, phase).
+        inputs: What the files are; see `InputOptions`.
 
     Raises:
         ValueError: an argument is invalid, a file is not UTF-8 under "strict", `counts`
             disagree, or `memory_limit` is too small.
-        FormatError: a file of counts is corrupt.
+        FormatError: a file of counts, a compressed file, a JSON line or a table is not what
+            it must be.
         OSError: a file cannot be read, or a run not be written.
 
     Source: Sennrich et al. 2016, Algorithm 1 (arXiv:1508.07909); on bytes as Radford et
@@ -103,6 +130,7 @@ def train_bpe(
         memory_limit=memory_limit,
         spill_dir=spill_dir,
         progress=progress,
+        **inputs,
     )
     return tokenizer.vocab, tokenizer.merges
 
@@ -120,6 +148,7 @@ def count_pretokens(
     memory_limit: int | None = None,
     spill_dir: StrPath | None = None,
     progress: bool | ProgressCallback | None = None,
+    **inputs: Unpack[InputOptions],
 ) -> dict[str, int]:
     """Writes the file of counts `out`; returns n_entries, n_pretokens and n_bytes of it.
 
@@ -131,6 +160,7 @@ def count_pretokens(
 
     Raises:
         ValueError: an argument is invalid, or a file is not UTF-8 under "strict".
+        FormatError: a compressed file, a JSON line or a table is not what it must be.
         OSError: a file cannot be read or written.
     """
     _one_source(input_path=input_path, texts=texts)
@@ -147,6 +177,7 @@ def count_pretokens(
             _limit(memory_limit),
             _spill_dir(spill_dir, memory_limit),
             callback,
+            _inputs(inputs),
         )
 
 
@@ -221,6 +252,7 @@ class Tokenizer:
         memory_limit: int | None = None,
         spill_dir: StrPath | None = None,
         progress: bool | ProgressCallback | None = None,
+        **inputs: Unpack[InputOptions],
     ) -> Tokenizer:
         """A tokenizer trained as `train_bpe` does; same arguments, same errors."""
         _one_source(input_path=input_path, texts=texts, counts=counts)
@@ -244,6 +276,7 @@ class Tokenizer:
                 _limit(memory_limit),
                 _spill_dir(spill_dir, memory_limit),
                 callback,
+                _inputs(inputs),
             )
         return cls._of(core)
 
@@ -451,12 +484,16 @@ class Tokenizer:
         errors: Errors = "strict",
         n_threads: int | None = None,
         progress: bool | ProgressCallback | None = None,
+        resume: bool = False,
+        **inputs: Unpack[InputOptions],
     ) -> TokenFile:
         """Encodes text files into the token-file folder `out`, and opens it.
 
         In parallel, in order, in bounded memory. A document ends after each
-        `end_of_text` and with each file, where the token is added unless it stands there.
-        What an interrupt leaves behind is recognised as incomplete and may be overwritten.
+        `end_of_text` and with each file or row, where the token is added unless it stands
+        there. What an interrupt leaves behind is recognised as incomplete, may be gone on
+        with under `resume`, and may be overwritten otherwise. A shard has its name once it
+        is on the disk, and the folder is complete once it has its manifest.
 
         Args:
             paths: One file or several, in the order of the tokens.
@@ -466,11 +503,18 @@ class Tokenizer:
             end_of_text: A special token of this tokenizer; None to add none.
             errors: As in `train_bpe`.
             n_threads: As in `train_bpe`.
-            progress: As in `train_bpe`; counts bytes.
+            progress: As in `train_bpe`; counts bytes of the files, compressed ones as they
+                are.
+            resume: Keeps the shards that a stopped run finished in `out`, and gives the
+                files that it would have given; where it had finished all, nothing is
+                done. Inputs (by name, size and time of change), tokenizer and options must
+                be the same. What this run finishes before an error is kept, too.
+            inputs: What the files are; see `InputOptions`.
 
         Raises:
-            ValueError: an argument is invalid, `out` holds something else, or a file is
-                not UTF-8 under "strict".
+            ValueError: an argument is invalid, `out` holds something else or what was begun
+                there was begun otherwise, or a file is not UTF-8 under "strict".
+            FormatError: a compressed file, a JSON line or a table is not what it must be.
             OSError: reading or writing failed.
         """
         with _callback(progress) as callback:
@@ -486,6 +530,8 @@ class Tokenizer:
                 "Tokenizer.encode_files",
                 _threads(n_threads),
                 callback,
+                _inputs(inputs),
+                resume,
             )
         return TokenFile.open(out, tokenizer=self)
 
@@ -671,6 +717,20 @@ def _spill_dir(spill_dir: StrPath | None, memory_limit: int | None) -> StrPath |
     return spill_dir
 
 
+def _inputs(options: InputOptions) -> tuple[str | None, str, bool, int, Callable[..., Any]]:
+    """The options in the order that the core takes them, and who reads tables for it."""
+    if unknown := options.keys() - InputOptions.__annotations__.keys():
+        raise TypeError(f"there is no argument {min(unknown)!r}")
+    limit = options.get("max_document_bytes", 1 << 24)
+    return (
+        options.get("format"),
+        options.get("text_field", "text"),
+        options.get("rows_hold_special_tokens", False),
+        _whole("max_document_bytes", limit),
+        functools.partial(read_parquet, corrupt=FormatError),
+    )
+
+
 def _strings(name: str, strings: Sequence[str] | None) -> list[str]:
     if isinstance(strings, (str, bytes)):
         raise TypeError(f"{name} must be a sequence of str, got one {type(strings).__name__}")
@@ -712,15 +772,29 @@ def _callback(progress: bool | ProgressCallback | None) -> Iterator[ProgressCall
         yield None
     else:
         # Imported here: a program that shows no bar should not pay for it.
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import Progress, TaskID
 
-        tasks: dict[str, TaskID] = {}
-        with Progress(console=Console(stderr=True)) as bar:
+        columns = [
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            rich.TaskProgressColumn(),
+            rich.TextColumn("{task.fields[rate]}"),
+            rich.TimeRemainingColumn(),
+        ]
+        tasks: dict[str, rich.TaskID] = {}
+        with rich.Progress(*columns, console=Console(stderr=True)) as bar:
 
             def show(done: int, total: int, phase: str) -> None:
                 if phase not in tasks:
-                    tasks[phase] = bar.add_task(phase)
-                bar.update(tasks[phase], completed=done, total=total or None)
+                    tasks[phase] = bar.add_task(phase, rate="", total=total or None)
+                speed = bar.tasks[tasks[phase]].speed
+                # Merges are counted one by one, everything else in bytes.
+                rate = (
+                    f"{speed or 0:,.0f}/s"
+                    if phase == "merge"
+                    else f"{(speed or 0) / 1e6:,.0f} MB/s"
+                )
+                bar.update(tasks[phase], completed=done, rate=rate if speed else "")
 
             yield show

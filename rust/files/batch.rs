@@ -2,7 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{Splitter, in_order, thread_count};
+use super::Splitter;
+use super::in_order::{Job, in_order, thread_count};
 use crate::TokenId;
 use crate::bpe::Tokenizer;
 use crate::error::Result;
@@ -75,6 +76,12 @@ pub fn encode_batch<I: TokenId>(
     };
     in_order(n_threads, jobs.map(Ok), || (), encode, consume)?;
     Ok((token_ids, ends))
+}
+
+impl Job for Vec<Piece<'_>> {
+    fn n_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Hands out pieces of about `SHARE` bytes together.

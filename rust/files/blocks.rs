@@ -1,16 +1,14 @@
-//! Files -> blocks that may be worked on apart.
+//! Blocks of text that may be worked on apart, and where a text may be divided.
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
-use std::str;
+use std::sync::Arc;
 
+use super::in_order::Job;
+use super::input::InputOptions;
+use super::jsonl::{Lines, texts_of_lines};
 use crate::bpe::Tokenizer;
 use crate::error::{Error, Result};
 use crate::pretokenize::{Batch, Pattern, Segment, SpecialTokens, safe_cut};
-
-const BLOCK_BYTES: usize = 4 << 20;
+use crate::token_file::Position;
 
 /// What to do with bytes that are not UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,183 +88,148 @@ impl Splitter {
         ends: &mut Vec<u32>,
         mut each: impl FnMut(Batch<'_>),
     ) -> Result<()> {
-        self.specials
-            .split(text, |segment| match (segment, self.unit) {
-                (Segment::Special(_), _) => Ok(()),
-                (Segment::Text(text), Unit::Document) => {
-                    self.pattern.split_batches(text, ends, &mut each)
-                }
-                (Segment::Text(text), Unit::Line) => text
-                    .split_inclusive(|&byte| byte == b'\n')
-                    .try_for_each(|line| self.pattern.split_batches(line, ends, &mut each)),
-            })
+        self.specials.split(text, |segment| match segment {
+            Segment::Special(_) => Ok(()),
+            Segment::Text(text) => self.split_segment(text, ends, &mut each),
+        })
+    }
+
+    /// The same for text in which special tokens are ordinary text.
+    fn split_segment(
+        &self,
+        text: &[u8],
+        ends: &mut Vec<u32>,
+        mut each: impl FnMut(Batch<'_>),
+    ) -> Result<()> {
+        match self.unit {
+            Unit::Document => self.pattern.split_batches(text, ends, &mut each),
+            Unit::Line => text
+                .split_inclusive(|&byte| byte == b'\n')
+                .try_for_each(|line| self.pattern.split_batches(line, ends, &mut each)),
+        }
     }
 }
 
 /// Text that can be worked on by itself.
 pub struct Block {
-    pub(super) bytes: Vec<u8>,
+    bytes: Vec<u8>,
     /// Where each independent text in `bytes` ends.
     ends: Vec<usize>,
-    /// Whether the last text ends a document whatever follows.
+    /// Set where `bytes` are JSON lines that have to be taken apart first.
+    pub(super) lines: Option<Arc<InputOptions>>,
+    /// Whether each text is a row of a table.
+    pub(super) is_rows: bool,
+    /// Whether special tokens are recognised in the texts.
+    pub(super) holds_specials: bool,
+    /// Whether the last text ends a document whatever follows; the others always do.
     pub(super) closes_document: bool,
-    place: String,
-    offset: u64,
+    pub(super) place: String,
+    /// Where the block begins.
+    pub(super) position: Position,
+    /// Bytes of the file that were read for it.
+    pub(super) n_input_bytes: u64,
 }
 
 impl Block {
-    /// A block of whole texts, for sources that are no files.
-    pub fn of_texts<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
-        let mut block = Self {
-            bytes: Vec::new(),
-            ends: Vec::new(),
+    /// A block of texts of a file; `ends` says where each of them ends.
+    pub(super) fn new(bytes: Vec<u8>, ends: Vec<usize>) -> Self {
+        Self {
+            n_input_bytes: bytes.len() as u64,
+            bytes,
+            ends,
+            lines: None,
+            is_rows: false,
+            holds_specials: true,
             closes_document: true,
             place: "texts".into(),
-            offset: 0,
-        };
+            position: Position::default(),
+        }
+    }
+
+    /// A block of whole texts, for sources that are no files.
+    pub fn of_texts<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
         for text in texts {
-            block.bytes.extend_from_slice(text.as_bytes());
-            block.ends.push(block.bytes.len());
+            bytes.extend_from_slice(text.as_bytes());
+            ends.push(bytes.len());
         }
-        block
+        Self::new(bytes, ends)
     }
 
-    pub(super) fn check_utf8(&mut self, invalid: Invalid) -> Result<()> {
-        let Err(error) = str::from_utf8(&self.bytes) else {
-            return Ok(());
+    /// Does the work that every text needs first: rows are taken out of their lines, and
+    /// bytes that are not UTF-8 are refused or replaced.
+    pub(super) fn prepare(&mut self, invalid: Invalid) -> Result<()> {
+        let Some(options) = self.lines.take() else {
+            return self.check_utf8(invalid);
         };
-        match invalid {
-            Invalid::Raw => Ok(()),
-            Invalid::Strict => Err(Error::Utf8 {
-                place: self.place.clone(),
-                offset: self.offset + error.valid_up_to() as u64,
-            }),
-            Invalid::Replace => {
-                // Only blocks of files can hold invalid bytes, and they hold one text.
-                self.bytes = String::from_utf8_lossy(&self.bytes)
-                    .into_owned()
-                    .into_bytes();
-                self.ends = vec![self.bytes.len()];
-                Ok(())
-            }
-        }
+        let lines = Lines {
+            bytes: &self.bytes,
+            place: &self.place,
+            offset: self.position.offset,
+            n_before: self.position.n_rows,
+        };
+        let limit = options.max_document_bytes;
+        (self.bytes, self.ends) = texts_of_lines(&lines, &options.text_field, limit, invalid)?;
+        Ok(())
     }
 
+    fn check_utf8(&mut self, invalid: Invalid) -> Result<()> {
+        if invalid == Invalid::Raw || self.texts().all(|text| str::from_utf8(text).is_ok()) {
+            return Ok(());
+        }
+        let mut replaced = Self::new(Vec::with_capacity(self.bytes.len()), Vec::new());
+        for (text, number) in self.texts().zip(self.position.n_rows..) {
+            if invalid == Invalid::Strict
+                && let Err(error) = str::from_utf8(text)
+            {
+                return Err(self.not_utf8(number, error.valid_up_to() as u64));
+            }
+            let text = String::from_utf8_lossy(text);
+            replaced.bytes.extend_from_slice(text.as_bytes());
+            replaced.ends.push(replaced.bytes.len());
+        }
+        (self.bytes, self.ends) = (replaced.bytes, replaced.ends);
+        Ok(())
+    }
+
+    fn not_utf8(&self, row: u64, offset: u64) -> Error {
+        let (place, offset) = if self.is_rows {
+            (format!("{}: row {row}", self.place), offset)
+        } else {
+            (self.place.clone(), self.position.offset + offset)
+        };
+        Error::Utf8 { place, offset }
+    }
+
+    /// The texts, each of which can be worked on by itself.
     pub(super) fn texts(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts
             .zip(&self.ends)
             .map(|(start, &end)| &self.bytes[start..end])
     }
-}
 
-/// Reads files one after the other as blocks; each file ends a document.
-pub struct FileBlocks<'s> {
-    splitter: &'s Splitter,
-    waiting: VecDeque<PathBuf>,
-    open: Option<(PathBuf, File)>,
-    carry: Vec<u8>,
-    offset: u64,
-    total_bytes: u64,
-    block_bytes: usize,
-}
-
-impl<'s> FileBlocks<'s> {
-    /// # Errors
-    /// `Io` where a file is missing; `Argument` where a path is no regular file.
-    pub fn new(paths: &[PathBuf], splitter: &'s Splitter) -> Result<Self> {
-        let mut total_bytes = 0;
-        for path in paths {
-            let metadata = path.metadata().map_err(|error| Error::io(path, error))?;
-            if !metadata.is_file() {
-                let kind = if metadata.is_dir() {
-                    "the folder"
-                } else {
-                    "the pipe or device"
-                };
-                return Err(Error::Argument(format!(
-                    "input paths must be regular files, got {kind} {}",
-                    path.display()
-                )));
+    /// Calls `each` with the pretokens of all texts, batch by batch.
+    pub(super) fn for_each_batch(
+        &self,
+        splitter: &Splitter,
+        ends: &mut Vec<u32>,
+        mut each: impl FnMut(Batch<'_>),
+    ) -> Result<()> {
+        for text in self.texts() {
+            if self.holds_specials {
+                splitter.for_each_batch(text, ends, &mut each)?;
+            } else {
+                splitter.split_segment(text, ends, &mut each)?;
             }
-            total_bytes += metadata.len();
         }
-        let waiting = paths.iter().cloned().collect();
-        Ok(Self {
-            splitter,
-            waiting,
-            open: None,
-            carry: Vec::new(),
-            offset: 0,
-            total_bytes,
-            block_bytes: BLOCK_BYTES,
-        })
-    }
-
-    /// The same in blocks of another size.
-    #[must_use]
-    pub fn with_block_bytes(self, block_bytes: usize) -> Self {
-        Self {
-            block_bytes,
-            ..self
-        }
-    }
-
-    /// Bytes of all files, as the system told before reading.
-    pub fn total_bytes(&self) -> u64 {
-        self.total_bytes
-    }
-
-    fn next_block(&mut self) -> Result<Option<Block>> {
-        if self.open.is_none() {
-            let Some(path) = self.waiting.pop_front() else {
-                return Ok(None);
-            };
-            let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
-            self.open = Some((path, file));
-            self.offset = 0;
-        }
-        let Some((path, file)) = self.open.as_mut() else {
-            return Ok(None);
-        };
-        let mut bytes = std::mem::take(&mut self.carry);
-        let (mut wanted, mut from) = (self.block_bytes, 0);
-        let at_end = loop {
-            bytes.reserve(wanted);
-            let read = file.by_ref().take(wanted as u64).read_to_end(&mut bytes);
-            if read.map_err(|error| Error::io(&*path, error))? < wanted {
-                break true;
-            }
-            match self.splitter.last_cut(&bytes, from) {
-                Ok(cut) => {
-                    self.carry = bytes[cut..].to_vec();
-                    bytes.truncate(cut);
-                    break false;
-                }
-                Err(next) => (wanted, from) = (bytes.len(), next),
-            }
-        };
-        let (place, offset) = (path.display().to_string(), self.offset);
-        self.offset += bytes.len() as u64;
-        if at_end {
-            self.open = None;
-        }
-        let ends = vec![bytes.len()];
-        Ok(Some(Block {
-            bytes,
-            ends,
-            closes_document: at_end,
-            place,
-            offset,
-        }))
+        Ok(())
     }
 }
 
-impl Iterator for FileBlocks<'_> {
-    type Item = Result<Block>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.next_block().transpose()
+impl Job for Block {
+    fn n_bytes(&self) -> usize {
+        self.bytes.len()
     }
 }
 

@@ -109,20 +109,17 @@ pub fn count_pretokens(
     let runs = runs.transpose()?;
     let new_counter = || (PretokenCounts::new(), Vec::new(), Vec::new());
     let count = |(counts, ends, keys): &mut (PretokenCounts, _, _), mut block: Block| {
-        let n_bytes = block.bytes.len() as u64;
-        block.check_utf8(invalid)?;
+        block.prepare(invalid)?;
         let mut spilled = Ok(());
-        for text in block.texts() {
-            match &runs {
-                None => splitter.for_each_batch(text, ends, |b| counts.add_batch(b, keys))?,
-                Some(runs) => splitter.for_each_batch(text, ends, |batch| {
-                    if spilled.is_ok() {
-                        spilled = add_within(counts, batch, keys, share, runs);
-                    }
-                })?,
-            }
+        match &runs {
+            None => block.for_each_batch(splitter, ends, |b| counts.add_batch(b, keys))?,
+            Some(runs) => block.for_each_batch(splitter, ends, |batch| {
+                if spilled.is_ok() {
+                    spilled = add_within(counts, batch, keys, share, runs);
+                }
+            })?,
         }
-        spilled.map(|()| n_bytes)
+        spilled.map(|()| block.n_input_bytes)
     };
     let mut done = 0;
     let counters = in_order(n_workers, blocks, new_counter, count, |n_bytes| {

@@ -6,10 +6,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyString};
 
 use super::counts::{counted, limit_of, pairs_of};
+use super::rows::{Inputs, Raised};
 use super::tokenizer::Tokenizer;
 use super::{run, text_of};
 use crate::bpe::{MergeBy, Parts, TieBreak, TrainOptions, Trained, train};
-use crate::files::{self, Block, Invalid, Splitter, Unit, sum_counts};
+use crate::files::{self, Block, EncodeJob, Invalid, Splitter, Unit, sum_counts};
 use crate::pretokenize::{Pattern, SpecialTokens};
 use crate::token_file::{self, TokenFileOptions, TokenFileSummary, TokenizerRecord};
 use crate::{Error, Progress, Result};
@@ -136,9 +137,12 @@ pub fn train_bpe(
     memory_limit: Option<u64>,
     spill_dir: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
+    inputs: Inputs,
 ) -> PyResult<Tokenizer> {
     let splitter = splitter_of(&pattern, &special_tokens, unit)?;
     let limit = limit_of(memory_limit, spill_dir);
+    let from_tables = Raised::default();
+    let inputs = inputs.split(&from_tables)?;
     let invalid = invalid_of(errors)?;
     let options = TrainOptions {
         vocab_size,
@@ -158,7 +162,7 @@ pub fn train_bpe(
             pairs.finish().for_training(limit, progress)?
         } else if counts_paths.is_empty() {
             counted(
-                &paths, texts, &splitter, invalid, n_threads, limit, progress,
+                &paths, inputs, texts, &splitter, invalid, n_threads, limit, progress,
             )?
             .for_training(limit, progress)?
         } else {
@@ -168,7 +172,7 @@ pub fn train_bpe(
     });
     match raised {
         Some(raised) => Err(raised),
-        None => Ok(result?.into()),
+        None => Ok(from_tables.or(result)?.into()),
     }
 }
 
@@ -226,9 +230,19 @@ pub fn encode_files<'py>(
     command: String,
     n_threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    inputs: Inputs,
+    resume: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
     let tokenizer = &tokenizer.get().core;
-    let invalid = invalid_of(errors)?;
+    let from_tables = Raised::default();
+    let (inputs, open_rows) = inputs.split(&from_tables)?;
+    let job = EncodeJob {
+        paths: &paths,
+        inputs,
+        invalid: invalid_of(errors)?,
+        n_threads,
+        resume,
+    };
     let special_tokens: Vec<(String, u32)> = tokenizer
         .special_tokens()
         .map(|(text, id)| (text.to_owned(), id))
@@ -271,12 +285,11 @@ pub fn encode_files<'py>(
             shard_tokens,
             sources,
             command,
+            conditions: Vec::new(),
         };
-        files::encode_files(
-            tokenizer, &paths, &out, options, invalid, n_threads, progress,
-        )
-    })?;
-    summary_of(py, &summary)
+        files::encode_files(tokenizer, job, &out, options, Some(open_rows), progress)
+    });
+    summary_of(py, &from_tables.or(summary)?)
 }
 
 /// Reads a token-file folder whole and checks everything.

@@ -8,9 +8,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::corpus::{TextBlocks, invalid_of, splitter_of};
+use super::rows::{Inputs, Raised};
 use super::run;
 use crate::bpe::CountsTotal;
-use crate::files::{self, Counted, FileBlocks, Invalid, MemoryLimit, PairCounter, Splitter};
+use crate::files::{
+    self, Counted, FileBlocks, InputOptions, Invalid, MemoryLimit, OpenRows, PairCounter, Splitter,
+};
 use crate::{Progress, Result};
 
 pub(super) fn limit_of(
@@ -45,8 +48,10 @@ pub(super) fn pairs_of(py: Python<'_>, pairs: &Bound<'_, PyAny>) -> PyResult<Pai
 }
 
 /// Counts the pretokens of files, or of texts where these are given.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn counted(
     paths: &[PathBuf],
+    (inputs, open_rows): (InputOptions, OpenRows),
     texts: Option<TextBlocks<'_>>,
     splitter: &Splitter,
     invalid: Invalid,
@@ -60,7 +65,7 @@ pub(super) fn counted(
         }
         return files::count_pretokens(texts, 0, splitter, invalid, n_threads, limit, progress);
     }
-    let mut blocks = FileBlocks::new(paths, splitter)?;
+    let mut blocks = FileBlocks::new(paths, splitter, inputs, Some(open_rows))?;
     if let Some(limit) = limit {
         blocks = blocks.with_block_bytes(limit.block_bytes(n_threads)?);
     }
@@ -92,7 +97,10 @@ pub fn count_pretokens<'py>(
     memory_limit: Option<u64>,
     spill_dir: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
+    inputs: Inputs,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let from_tables = Raised::default();
+    let inputs = inputs.split(&from_tables)?;
     let splitter = splitter_of(pattern, &special_tokens, unit)?;
     let invalid = invalid_of(errors)?;
     let limit = limit_of(memory_limit, spill_dir);
@@ -104,13 +112,13 @@ pub fn count_pretokens<'py>(
         let texts = texts.map(|texts| TextBlocks::new(texts, &mut raised));
         let limit = limit.as_ref();
         let counted = counted(
-            &paths, texts, &splitter, invalid, n_threads, limit, progress,
+            &paths, inputs, texts, &splitter, invalid, n_threads, limit, progress,
         )?;
         counted.write(&out, &splitter.origin(), progress)
     });
     match raised {
         Some(raised) => Err(raised),
-        None => total_of(py, result?),
+        None => total_of(py, from_tables.or(result)?),
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod corpus;
 mod counts;
+mod rows;
 mod tokenizer;
 
 use std::borrow::Cow;

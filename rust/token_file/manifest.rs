@@ -68,7 +68,7 @@ impl ShardRecord {
             .saturating_add(NPY_HEADER_BYTES as u64)
     }
 
-    fn to_json(&self, index: usize, itemsize: u8) -> Value {
+    pub fn to_json(&self, index: usize, itemsize: u8) -> Value {
         json!({
             "bytes": self.file_bytes(itemsize),
             "crc32": self.crc32,
@@ -82,6 +82,17 @@ impl ShardRecord {
             "n_tokens": self.n_tokens,
             "n_utf8_bytes": self.n_utf8_bytes,
             "sha256": hex(&self.sha256),
+        })
+    }
+
+    pub fn from_json(shard: &Value) -> std::result::Result<Self, &'static str> {
+        Ok(Self {
+            n_tokens: count(shard, "n_tokens")?,
+            n_documents: count(shard, "n_documents")?,
+            n_utf8_bytes: count(shard, "n_utf8_bytes")?,
+            sha256: digest(shard, "sha256")?,
+            index_sha256: digest(&shard["index"], "sha256")?,
+            crc32: list(shard, "crc32", |crc| small(crc).ok_or("crc32"))?,
         })
     }
 }
@@ -225,16 +236,7 @@ impl Manifest {
             dataset: text(value, "dataset")?,
             n_split_documents: count(value, "n_split_documents")?,
             rslm_version: text(value, "rslm_version")?,
-            shards: list(value, "shards", |shard| {
-                Ok(ShardRecord {
-                    n_tokens: count(shard, "n_tokens")?,
-                    n_documents: count(shard, "n_documents")?,
-                    n_utf8_bytes: count(shard, "n_utf8_bytes")?,
-                    sha256: digest(shard, "sha256")?,
-                    index_sha256: digest(&shard["index"], "sha256")?,
-                    crc32: list(shard, "crc32", |crc| small(crc).ok_or("crc32"))?,
-                })
-            })?,
+            shards: list(value, "shards", ShardRecord::from_json)?,
             sources: list(value, "sources", |source| {
                 Ok((text(source, "file")?, count(source, "bytes")?))
             })?,
@@ -292,11 +294,14 @@ fn sum(shards: &[ShardRecord], count: impl Fn(&ShardRecord) -> u64) -> u64 {
 
 // The readers below give the name of a field that is absent or of the wrong type as the error.
 
-fn text(value: &Value, field: &'static str) -> std::result::Result<String, &'static str> {
+pub(super) fn text(
+    value: &Value,
+    field: &'static str,
+) -> std::result::Result<String, &'static str> {
     value[field].as_str().map(str::to_owned).ok_or(field)
 }
 
-fn count(value: &Value, field: &'static str) -> std::result::Result<u64, &'static str> {
+pub(super) fn count(value: &Value, field: &'static str) -> std::result::Result<u64, &'static str> {
     value[field].as_u64().ok_or(field)
 }
 
@@ -316,7 +321,7 @@ fn digest(value: &Value, field: &'static str) -> std::result::Result<[u8; 32], &
     Ok(bytes)
 }
 
-fn list<T>(
+pub(super) fn list<T>(
     value: &Value,
     field: &'static str,
     read: impl Fn(&Value) -> std::result::Result<T, &'static str>,

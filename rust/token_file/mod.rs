@@ -6,7 +6,9 @@
 //!
 //! - `header`: the 1024 bytes before a shard's payload, and the NPY header of its index,
 //! - `manifest`: what `manifest.json` holds, its text and its fingerprint,
+//! - `plan`: the options of a writer, checked,
 //! - `shard`, `folder`: one shard on its way to the disk; the folder under its lock,
+//! - `resume`: what a writer that was stopped leaves for the one that goes on,
 //! - [`TokenFileWriter`]: a stream of token ids into shards, in bounded memory,
 //! - [`verify`]: reads everything back and compares,
 //! - [`permute`]: the order in which training visits the windows of a token file.
@@ -18,12 +20,15 @@ mod folder;
 mod header;
 mod manifest;
 mod permutation;
+mod plan;
 mod reader;
+mod resume;
 mod shard;
 mod writer;
 
 pub use permutation::permute;
 pub use reader::verify;
+pub use resume::{Position, Resumed};
 pub use writer::TokenFileWriter;
 
 /// Payload limit of one shard: llm.c's readers seek with 32-bit offsets.
@@ -69,6 +74,9 @@ pub struct TokenFileOptions {
     pub sources: Vec<(String, u64)>,
     /// The command that made the file.
     pub command: String,
+    /// Names and values of what else the tokens depend on: a writer that resumes must be
+    /// given the same.
+    pub conditions: Vec<(String, String)>,
 }
 
 /// The totals of a complete token file.

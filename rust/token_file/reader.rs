@@ -32,7 +32,7 @@ pub fn verify(path: &Path) -> Result<TokenFileSummary> {
     Ok(manifest.summary())
 }
 
-fn read_manifest(folder: &Path) -> Result<Manifest> {
+pub(super) fn read_manifest(folder: &Path) -> Result<Manifest> {
     let metadata = fs::metadata(folder).map_err(|e| Error::io(folder, e))?;
     if !metadata.is_dir() {
         return Err(Error::format(folder, "must be the folder of a token file"));

@@ -46,6 +46,7 @@ pub(super) fn options(vocab_size: u32) -> TokenFileOptions {
         shard_tokens: 16,
         sources: vec![("golden.txt".to_owned(), 123)],
         command: "make golden".to_owned(),
+        conditions: Vec::new(),
     }
 }
 

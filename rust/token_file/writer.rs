@@ -2,26 +2,23 @@
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::folder::LockedFolder;
-use super::header::NAME_BYTES;
-use super::manifest::{Manifest, ManifestTokenizer};
+use super::manifest::Manifest;
+use super::plan::{Plan, check_same_origin};
+use super::reader::read_manifest;
+use super::resume::{Position, ResumeState, Resumed, check_shards};
 use super::shard::ShardWriter;
-use super::{
-    MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, TokenFileOptions, TokenFileSummary, TokenizerRecord,
-    hex, itemsize_for,
-};
+use super::{MANIFEST_NAME, MAX_PAYLOAD_BYTES, TokenFileOptions, TokenFileSummary};
 use crate::TokenId;
 use crate::error::{Error, Result};
-
-/// Keeps the manifest, in which the tokenizer is quoted once, below its own limit.
-const MAX_TOKENIZER_BYTES: usize = MAX_MANIFEST_BYTES as usize / 4;
 
 /// Writes a stream of token ids as a token file.
 ///
 /// Memory: one block of 4 MiB, whatever the length of the stream. Dropping a writer that
-/// was not finished removes everything it wrote.
+/// was not finished removes everything it wrote; one that resumes keeps finished shards.
+///
+/// What has its name is on the disk: a file is synced before it is renamed and its folder
+/// after, shard by shard, then the state for a writer that resumes, the manifest last.
 #[derive(Debug)]
 pub struct TokenFileWriter {
     folder: LockedFolder,
@@ -31,6 +28,9 @@ pub struct TokenFileWriter {
     max_tokens: u64,
     shard: Option<ShardWriter>,
     failed: bool,
+    conditions: Vec<(String, String)>,
+    /// Where the stream stands in its input, once somebody has said so.
+    position: Option<Position>,
 }
 
 impl TokenFileWriter {
@@ -46,37 +46,67 @@ impl TokenFileWriter {
         Self::create_with_limit(out, options, MAX_PAYLOAD_BYTES)
     }
 
+    /// Goes on where a writer that was stopped left off, with the shards it had finished;
+    /// where there is none, opens a new token file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::create`], and if what was begun there was begun with other options.
+    pub fn resume(out: &Path, options: TokenFileOptions) -> Result<Resumed> {
+        Self::resume_with_limit(out, options, MAX_PAYLOAD_BYTES)
+    }
+
+    pub(super) fn resume_with_limit(
+        out: &Path,
+        options: TokenFileOptions,
+        limit: u64,
+    ) -> Result<Resumed> {
+        let plan = Plan::new(options, limit)?;
+        if out.join(MANIFEST_NAME).exists() {
+            let complete = read_manifest(out)?;
+            check_same_origin(out, &complete, &plan.manifest)?;
+            LockedFolder::clean_complete(out);
+            return Ok(Resumed::Complete(complete.summary()));
+        }
+        let mut writer = Self::new(LockedFolder::open(out)?, plan);
+        let mut start = Position::default();
+        if let Some(state) = ResumeState::read(out)? {
+            state.check_conditions(out, &writer.conditions)?;
+            writer.manifest.shards = state.shards;
+            writer.manifest.n_split_documents = state.n_split_documents;
+            check_shards(out, &writer.manifest)?;
+            start = state.position;
+        }
+        let n_shards = writer.manifest.shards.len();
+        writer.folder.keep_shards(n_shards, true)?;
+        Ok(Resumed::Writer(Box::new(writer), start))
+    }
+
     fn create_with_limit(out: &Path, options: TokenFileOptions, max_bytes: u64) -> Result<Self> {
-        let max_tokens = max_bytes / u64::from(itemsize_for(options.tokenizer.vocab_size));
-        check_options(&options, max_tokens)?;
-        let tokenizer = options.tokenizer;
-        let json = String::from_utf8(tokenizer.canonical_json)
-            .map_err(|_| Error::Argument("canonical_json must be UTF-8".to_owned()))?;
-        let manifest = Manifest {
-            command: options.command,
-            dataset: options.dataset,
-            n_split_documents: 0,
-            rslm_version: env!("CARGO_PKG_VERSION").to_owned(),
-            shards: Vec::new(),
-            sources: options.sources,
-            tokenizer: ManifestTokenizer {
-                end_of_text: tokenizer.end_of_text,
-                json,
-                name: tokenizer.name,
-                sha256: tokenizer.sha256,
-                special_tokens: tokenizer.special_tokens,
-                vocab_size: tokenizer.vocab_size,
-            },
-        };
-        Ok(Self {
-            folder: LockedFolder::open(out)?,
-            manifest,
-            token_byte_lengths: tokenizer.token_byte_lengths,
-            shard_tokens: options.shard_tokens,
-            max_tokens,
+        let plan = Plan::new(options, max_bytes)?;
+        let mut writer = Self::new(LockedFolder::open(out)?, plan);
+        writer.folder.keep_shards(0, false)?;
+        Ok(writer)
+    }
+
+    fn new(folder: LockedFolder, plan: Plan) -> Self {
+        Self {
+            folder,
+            manifest: plan.manifest,
+            token_byte_lengths: plan.token_byte_lengths,
+            shard_tokens: plan.shard_tokens,
+            max_tokens: plan.max_tokens,
             shard: None,
             failed: false,
-        })
+            conditions: plan.conditions,
+            position: None,
+        }
+    }
+
+    /// Says where in the input the tokens of the next [`Self::write`] come from; from then
+    /// on the folder is one that [`Self::resume`] can go on with.
+    pub fn set_position(&mut self, position: Position) {
+        self.position = Some(position);
     }
 
     /// Appends `token_ids`; a document ends at each of `document_ends`.
@@ -112,6 +142,13 @@ impl TokenFileWriter {
         self.close_shard()?;
         self.folder.complete(&self.manifest.encode())?;
         Ok(self.manifest.summary())
+    }
+
+    /// What a kill does: it runs no destructor and gives up the lock.
+    #[cfg(test)]
+    pub(super) fn kill(self) {
+        self.folder.unlock();
+        std::mem::forget(self);
     }
 
     fn check_usable(&self) -> Result<()> {
@@ -167,6 +204,9 @@ impl TokenFileWriter {
             let room = self.max_tokens.saturating_sub(shard.n_tokens()) as usize;
             let (now, later) = token_ids.split_at(token_ids.len().min(room));
             shard.append(now, &self.token_byte_lengths)?;
+            if let Some(position) = &mut self.position {
+                position.n_tokens += now.len() as u64;
+            }
             self.shard = Some(shard);
             if !later.is_empty() {
                 self.manifest.n_split_documents += 1;
@@ -182,9 +222,20 @@ impl TokenFileWriter {
             shard.end_document();
             if shard.n_tokens() >= self.shard_tokens {
                 self.close_shard()?;
+                // Only here: a shard that ends within a document can be followed by no
+                // other but the one that goes on with it.
+                return self.save_state();
             }
         }
         Ok(())
+    }
+
+    fn save_state(&mut self) -> Result<()> {
+        let Some(position) = self.position else {
+            return Ok(());
+        };
+        let state = ResumeState::encode(&self.manifest, &self.conditions, position);
+        self.folder.save_state(&state, self.manifest.shards.len())
     }
 
     fn new_shard(&self) -> Result<ShardWriter> {
@@ -206,50 +257,6 @@ impl TokenFileWriter {
         payload.commit(&header)?;
         self.folder.sync()
     }
-}
-
-fn check_options(options: &TokenFileOptions, max_tokens: u64) -> Result<()> {
-    let tokenizer = &options.tokenizer;
-    check_name("tokenizer name", &tokenizer.name)?;
-    check_name("dataset", &options.dataset)?;
-    check_tokenizer(tokenizer)?;
-    if !(1..=max_tokens).contains(&options.shard_tokens) {
-        return Err(Error::Argument(format!(
-            "shard_tokens must be between 1 and {max_tokens}, got {}",
-            options.shard_tokens
-        )));
-    }
-    Ok(())
-}
-
-fn check_tokenizer(tokenizer: &TokenizerRecord) -> Result<()> {
-    let vocab_size = tokenizer.vocab_size;
-    let problem = if vocab_size > i32::MAX as u32 {
-        format!("vocab_size must be below 2^31, got {vocab_size}")
-    } else if tokenizer.token_byte_lengths.len() != vocab_size as usize {
-        let found = tokenizer.token_byte_lengths.len();
-        format!("token_byte_lengths must have vocab_size = {vocab_size} entries, got {found}")
-    } else if tokenizer.end_of_text.is_some_and(|id| id >= vocab_size) {
-        format!("end_of_text must be below vocab_size {vocab_size}")
-    } else if tokenizer.canonical_json.len() > MAX_TOKENIZER_BYTES {
-        let found = tokenizer.canonical_json.len();
-        format!("canonical_json must have at most {MAX_TOKENIZER_BYTES} bytes, got {found}")
-    } else if Sha256::digest(&tokenizer.canonical_json)[..] != tokenizer.sha256 {
-        let found = hex(&tokenizer.sha256);
-        format!("the tokenizer's sha256 must be that of its canonical_json, got {found}")
-    } else {
-        return Ok(());
-    };
-    Err(Error::Argument(problem))
-}
-
-fn check_name(what: &str, name: &str) -> Result<()> {
-    if name.len() > NAME_BYTES || name.contains('\0') {
-        return Err(Error::Argument(format!(
-            "{what} must have at most {NAME_BYTES} bytes of UTF-8 and no NUL, got {name:?}"
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -464,9 +471,7 @@ mod tests {
         let (ids, ends) = stream(&documents(300));
         let mut writer = TokenFileWriter::create(folder.path(), options(300)).unwrap();
         writer.write(&ids[..20], &ends[..4]).unwrap();
-        // A kill runs no destructor and gives up the lock.
-        writer.folder.unlock();
-        std::mem::forget(writer);
+        writer.kill();
         let left = names(folder.path());
         assert!(left.contains(&"shard_00000.bin".to_owned()));
         assert!(left.contains(&"shard_00001.bin.tmp".to_owned()));

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from rslm.commands.inputs import Files, InputFlags
 from rslm.terminal import Switch, note, print_fields, print_json, print_table, progress_bar
 from rslm.token_file_format import END_OF_TEXT
 
 if TYPE_CHECKING:
     from rslm.tokenizer import Tokenizer
 
-Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
 File = Annotated[Path, tyro.conf.Positional]
 
 BLOCK_BYTES = 1 << 16
@@ -41,11 +41,11 @@ def refuse_existing(path: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(InputFlags):
     """Train a byte-level BPE tokenizer on text files, or on counts of them, and save it."""
 
     files: Files = ()
-    """UTF-8 text files."""
+    """UTF-8 text, .jsonl or .parquet files; the first two may be packed as .gz or .zst."""
     from_counts: tuple[Path, ...] = ()
     """Instead of text: files that count-pretokens wrote; their counts are summed."""
     out: Path
@@ -92,6 +92,7 @@ def train(options: TrainOptions) -> None:
         memory_limit=parse_bytes(options.memory_limit),
         spill_dir=options.spill_dir,
         progress=progress_bar(),
+        **options.inputs(),
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(options.out)
@@ -103,11 +104,11 @@ def train(options: TrainOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountPretokensOptions:
+class CountPretokensOptions(InputFlags):
     """Count the pretokens of text files: all that training needs of them, in one small file."""
 
     files: Files
-    """UTF-8 text files."""
+    """UTF-8 text, .jsonl or .parquet files; the first two may be packed as .gz or .zst."""
     out: Path
     """File to write."""
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
@@ -144,6 +145,7 @@ def count_pretokens(options: CountPretokensOptions) -> None:
         memory_limit=parse_bytes(options.memory_limit),
         spill_dir=options.spill_dir,
         progress=progress_bar(),
+        **options.inputs(),
     )
     note(
         f"{options.out}: {total['n_entries']:,} different of {total['n_pretokens']:,} pretokens "
@@ -189,13 +191,14 @@ def require_files(files: Iterable[Path]) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeOptions:
+class EncodeOptions(InputFlags):
     """Encode text files into a token file, or stdin into ids on stdout."""
 
     tokenizer: File
     """Tokenizer file."""
     files: Files = ()
-    """UTF-8 text files, documents parted by <|endoftext|>; without files, stdin is read."""
+    """UTF-8 text, documents parted by <|endoftext|>, .jsonl or .parquet files, the first two
+    perhaps packed as .gz or .zst; without files, stdin is read."""
     out: Path | None = None
     """Folder to write the token file to."""
     pattern: str | None = None
@@ -206,6 +209,8 @@ class EncodeOptions:
     """Special token that ends documents; an empty string: none is added."""
     shard_tokens: int = 1 << 27
     """Tokens after which the token file goes on in a new shard."""
+    resume: Switch = False
+    """Go on with the shards that a stopped run finished in --out, whose options were the same."""
     n_threads: int | None = None
     """Threads; by default one per core."""
 
@@ -227,6 +232,8 @@ def encode(options: EncodeOptions) -> None:
         errors=options.errors,
         n_threads=options.n_threads,
         progress=progress_bar(),
+        resume=options.resume,
+        **options.inputs(),
     )
     seconds = time.perf_counter() - started
     n_bytes = token_file.n_utf8_bytes or 0
