@@ -4,6 +4,7 @@ import functools
 import itertools
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import PIECES, TEXTS
 
-from rslm import reference
+from rslm import Tokenizer, _rslm, reference, tokenizer
 from rslm._rslm import pretokenize
 
 PATTERNS = list(reference.PATTERNS)
@@ -150,3 +151,46 @@ def test_a_megabyte_without_borders_is_no_trap(unit: str, pattern: str) -> None:
 def test_a_bad_expression_is_a_value_error(pattern: str) -> None:
     with pytest.raises(ValueError, match="pattern must be"):
         pretokenize("a", pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "engine"),
+    [
+        *((name, "scanner") for name in PATTERNS),
+        (r"\p{L}+|\s", "automaton"),
+        (r" ?\w+|\S|\s+(?!\S)|\s+", "automaton"),
+        (r" ?\w++|\S|\s+(?!\S)|\s+", "backtracking"),
+        (r"(?<=a)b|.", "backtracking"),
+    ],
+)
+def test_the_fastest_engine_that_can_runs_a_pattern(pattern: str, engine: str) -> None:
+    assert _rslm.pattern_engine(pattern) == engine
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r" ?\w+|\S|\s+(?!\S)|\s+", r" ?\w++|\S|\s+(?!\S)|\s+", r"(?<=a)b|\w|\s+(?!\S)|\s"],
+)
+@given(text=TEXTS)
+def test_the_rewritten_ending_cuts_as_the_whole_expression(pattern: str, text: str) -> None:
+    assert pretokenize(text, pattern) == reference.pretokenize(text, pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"\w+|\s+(?!\S)|\s+", r"\w++|\s+(?!\S)|\s+"])
+def test_megabytes_of_whitespace_are_no_limit_of_an_expression(pattern: str) -> None:
+    text = " " * 3_000_000
+    assert pretokenize(text, pattern) == [text]
+    assert pretokenize(f"{text}x", pattern) == [text[1:], " ", "x"]
+
+
+def test_a_slow_pattern_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "_warned_of_slowness", False)
+    vocab = {byte: bytes([byte]) for byte in range(256)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tokenizer(vocab, [], pattern=r"\w+|\s+(?!\S)|\s+")
+    with pytest.warns(UserWarning, match="backtracking engine"):
+        Tokenizer(vocab, [], pattern=r"(?<=a)b|.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tokenizer(vocab, [], pattern=r"(?<=a)b|.")

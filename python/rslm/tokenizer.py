@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -90,7 +91,8 @@ def train_bpe(
         counts: Instead of text: files that `count_pretokens` wrote, which are summed and
             must have been made with these special tokens, pattern and unit; or pretokens
             with their counts, a mapping or pairs.
-        pattern: "gpt2", "cl100k", "cl100k_2023", "o200k" or a regular expression.
+        pattern: "gpt2", "cl100k", "cl100k_2023", "o200k", "qwen2", "llama3" or a regular
+            expression.
         tie_break: Among equally frequent pairs, "bytes" takes the greatest (left, right)
             as byte strings, "hf" and "first_id" the smallest ids in the id layouts of
             Hugging Face tokenizers and rustbpe.
@@ -194,6 +196,23 @@ def read_counts(path: StrPath) -> _rslm.CountsReader:
     return _rslm.CountsReader(path)
 
 
+_warned_of_slowness = False
+
+
+def _warn_if_slow(pattern: str) -> None:
+    """Warns once per process of a pattern that only backtracking can run."""
+    global _warned_of_slowness
+    if _warned_of_slowness or _rslm.pattern_engine(pattern) != "backtracking":
+        return
+    _warned_of_slowness = True
+    warnings.warn(
+        f"the pattern {pattern!r} needs a backtracking engine, which is many times slower: "
+        r"lookaround other than a final |\s+(?!\S)|\s+, backreferences and possessive "
+        "quantifiers do",
+        stacklevel=3,
+    )
+
+
 class Tokenizer:
     """Text to token ids and back, by byte-pair encoding of bytes.
 
@@ -227,12 +246,14 @@ class Tokenizer:
             ValueError: a merge names an unknown token, a byte is missing, an id is out of
                 range, or a special token is empty or repeated.
         """
+        _warn_if_slow(pattern)
         self._core = _rslm.Tokenizer(dict(vocab), list(merges), _specials(special_tokens), pattern)
 
     @classmethod
     def _of(cls, core: _rslm.Tokenizer) -> Tokenizer:
         tokenizer = cls.__new__(cls)
         tokenizer._core = core
+        _warn_if_slow(core.pattern)
         return tokenizer
 
     @classmethod
@@ -260,6 +281,7 @@ class Tokenizer:
         if not 0 <= vocab_size <= 1 << 24:
             limit = f"least {256 + len(special_tokens)}" if vocab_size < 0 else f"most {1 << 24}"
             raise ValueError(f"vocab_size must be at {limit}, got {vocab_size}")
+        _warn_if_slow(pattern)
         with _callback(progress) as callback:
             core = _rslm.train_bpe(
                 _paths(input_path),

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 pub use special::{Segment, SpecialTokens};
 pub use unicode::UNICODE_VERSION;
 
-use scalar::{Cl100kEnd, char_at};
+use scalar::char_at;
+use simd::Scheme;
 use unicode::Class;
 
 /// How segments are split into pretokens.
@@ -29,8 +30,34 @@ pub enum Pattern {
     Cl100k2023,
     /// GPT-4o.
     O200k,
+    /// Qwen 2 and later: GPT-4 in the spelling of 2023 with one digit a pretoken.
+    Qwen2,
+    /// Llama 3: the same splitter as [`Pattern::Cl100k2023`].
+    Llama3,
     /// Any other regular expression.
     Regex(regex::RegexPattern),
+}
+
+/// What finds the pretokens of a pattern, fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Mask algebra written for the pattern.
+    Scanner,
+    /// An automaton made from the expression.
+    Automaton,
+    /// Backtracking, for lookaround, backreferences and possessive quantifiers.
+    Backtracking,
+}
+
+impl Engine {
+    /// `scanner`, `automaton` or `backtracking`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scanner => "scanner",
+            Self::Automaton => "automaton",
+            Self::Backtracking => "backtracking",
+        }
+    }
 }
 
 const GPT2: &[&str] = &[
@@ -46,15 +73,20 @@ const CL100K: &[&str] = &[
 const CL100K_2023: &[&str] = &[
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 const O200K: &[&str] = &[
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
+/// The published expression of that pattern.
+pub(crate) const LLAMA3_EXPRESSION: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &[&str] = &[LLAMA3_EXPRESSION];
+/// The published expression of that pattern.
+pub(crate) const QWEN2_EXPRESSION: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &[&str] = &[QWEN2_EXPRESSION];
 
 impl Pattern {
-    /// The pattern of a name (`gpt2`, `cl100k`, `cl100k_2023`, `o200k`), or of a regular
-    /// expression; the published spelling of a named pattern is recognised as that name.
+    /// The pattern of a name (`gpt2`, `cl100k`, `cl100k_2023`, `o200k`, `qwen2`, `llama3`), or
+    /// of a regular expression; the published spelling of a named pattern is recognised as that name.
     ///
     /// # Errors
     /// `Argument` where the expression does not compile.
@@ -68,6 +100,10 @@ impl Pattern {
             Self::Cl100k2023
         } else if is("o200k", O200K) {
             Self::O200k
+        } else if is("qwen2", QWEN2) {
+            Self::Qwen2
+        } else if is("llama3", LLAMA3) {
+            Self::Llama3
         } else {
             Self::Regex(regex::RegexPattern::new(pattern)?)
         })
@@ -80,7 +116,18 @@ impl Pattern {
             Self::Cl100k => "cl100k",
             Self::Cl100k2023 => "cl100k_2023",
             Self::O200k => "o200k",
+            Self::Qwen2 => "qwen2",
+            Self::Llama3 => "llama3",
             Self::Regex(regex) => regex.as_str(),
+        }
+    }
+
+    /// What finds the pretokens.
+    pub fn engine(&self) -> Engine {
+        match self {
+            Self::Regex(regex) if regex.backtracks() => Engine::Backtracking,
+            Self::Regex(_) => Engine::Automaton,
+            _ => Engine::Scanner,
         }
     }
 
@@ -135,25 +182,11 @@ impl Pattern {
         each: &mut impl FnMut(Batch<'_>),
     ) -> Result<()> {
         match self {
-            Self::Gpt2 if segment.len() >= MIN_BLOCK_SCAN => scan_blocks(segment, ends, each),
-            Self::Gpt2 => scan(segment, scalar::gpt2, ends, each),
-            Self::Cl100k => {
-                scan(
-                    segment,
-                    |t, at| scalar::cl100k(t, at, Cl100kEnd::Shipped),
-                    ends,
-                    each,
-                );
-            }
-            Self::Cl100k2023 => {
-                scan(
-                    segment,
-                    |t, at| scalar::cl100k(t, at, Cl100kEnd::Spelling2023),
-                    ends,
-                    each,
-                );
-            }
-            Self::O200k => scan(segment, scalar::o200k, ends, each),
+            Self::Gpt2 => scan::<simd::Gpt2>(segment, ends, each),
+            Self::Cl100k => scan::<simd::Cl100k>(segment, ends, each),
+            Self::Cl100k2023 | Self::Llama3 => scan::<simd::Cl100k2023>(segment, ends, each),
+            Self::O200k => scan::<simd::O200k>(segment, ends, each),
+            Self::Qwen2 => scan::<simd::Qwen2>(segment, ends, each),
             Self::Regex(regex) => {
                 ends.clear();
                 regex.split(segment, ends)?;
@@ -214,22 +247,21 @@ const MIN_BLOCK_SCAN: usize = 64;
 /// Longest part of a segment that is scanned at once.
 const MAX_PART: usize = u32::MAX as usize;
 
-/// Pretokens per batch of the scalar scanners, and blocks per batch of the other.
+/// Most pretokens in a batch of a scanner.
 const BATCH: usize = 256;
-const BATCH_BLOCKS: usize = 16;
 
 #[inline]
-fn scan_blocks(segment: &[u8], ends: &mut Vec<u32>, each: &mut impl FnMut(Batch<'_>)) {
-    let mut scanner = simd::BlockScanner::new(segment);
+fn scan<S: Scheme>(segment: &[u8], ends: &mut Vec<u32>, each: &mut impl FnMut(Batch<'_>)) {
+    if segment.len() < MIN_BLOCK_SCAN {
+        return scan_chars::<S>(segment, ends, each);
+    }
+    let mut scanner = simd::BlockScanner::<S>::new(segment);
     let mut start = 0;
     let mut more = true;
     while more {
         ends.clear();
-        more = scanner.next_starts(BATCH_BLOCKS, ends);
-        // A pretoken ends where the next one starts; the first starts with the segment.
-        if start == 0 && ends.first() == Some(&0) {
-            ends.remove(0);
-        }
+        // A pretoken ends where the next one starts.
+        more = scanner.next_starts(BATCH - simd::BLOCK, ends);
         if !more {
             ends.push(segment.len() as u32);
         }
@@ -242,19 +274,15 @@ fn scan_blocks(segment: &[u8], ends: &mut Vec<u32>, each: &mut impl FnMut(Batch<
     }
 }
 
+/// The same, one character at a time.
 #[inline]
-fn scan(
-    segment: &[u8],
-    end_of_pretoken: impl Fn(&[u8], usize) -> usize,
-    ends: &mut Vec<u32>,
-    each: &mut impl FnMut(Batch<'_>),
-) {
+fn scan_chars<S: Scheme>(segment: &[u8], ends: &mut Vec<u32>, each: &mut impl FnMut(Batch<'_>)) {
     let mut at = 0;
     while at < segment.len() {
         let start = at;
         ends.clear();
         while at < segment.len() && ends.len() < BATCH {
-            at = end_of_pretoken(segment, at);
+            at = S::scalar_end(segment, at);
             ends.push(at as u32);
         }
         each(Batch {
@@ -332,7 +360,7 @@ mod tests {
     fn scanners_equal_their_expressions_on_short_strings() {
         let alphabet = [
             ' ', '\n', '\r', '\t', 'a', 'A', '1', '!', '\'', 's', 'ſ', 'é', '世', '\u{301}',
-            '\u{A0}', '/',
+            '\u{A0}', '\0', '/',
         ];
         let mut texts = vec![String::new()];
         let mut all = Vec::new();
@@ -348,6 +376,8 @@ mod tests {
             ("cl100k", CL100K),
             ("cl100k_2023", CL100K_2023),
             ("o200k", O200K),
+            ("qwen2", QWEN2),
+            ("llama3", LLAMA3),
         ] {
             for spelling in spellings {
                 let regex = fancy_regex::Regex::new(spelling).expect("a valid expression");
@@ -374,6 +404,8 @@ mod tests {
             ("cl100k", CL100K),
             ("cl100k_2023", CL100K_2023),
             ("o200k", O200K),
+            ("qwen2", QWEN2),
+            ("llama3", LLAMA3),
         ] {
             for start in text.char_indices().map(|(i, _)| i) {
                 for spelling in spellings {
@@ -389,7 +421,7 @@ mod tests {
     #[test]
     fn parts_at_a_safe_cut_equal_the_whole() {
         let text = "It's 12 o'clock—日本語。Ünïcode\u{301}! 字\n\nand  so/on's  \n";
-        for name in ["gpt2", "cl100k", "cl100k_2023", "o200k"] {
+        for name in ["gpt2", "cl100k", "cl100k_2023", "o200k", "qwen2", "llama3"] {
             let whole = pieces(name, text);
             for end in text.char_indices().map(|(i, _)| i) {
                 if let Some(cut) = safe_cut(&text.as_bytes()[..end], 0) {

@@ -134,7 +134,7 @@ pub(super) fn contraction_end(text: &[u8], at: usize) -> Option<usize> {
 }
 
 /// End of `'(?i:[sdmt]|ll|ve|re)` at `at`. Case folding adds U+017F (long s) to `s`.
-fn caseless_contraction_end(text: &[u8], at: usize) -> Option<usize> {
+pub(super) fn caseless_contraction_end(text: &[u8], at: usize) -> Option<usize> {
     match text.get(at + 1..)? {
         [b's' | b'S' | b'd' | b'D' | b'm' | b'M' | b't' | b'T', ..] => Some(at + 2),
         [b'l' | b'L', b'l' | b'L', ..]
@@ -179,9 +179,9 @@ pub enum Cl100kEnd {
 /// End of the pretoken that starts at `at < text.len()`, cl100k's pattern.
 ///
 /// `'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|
-/// ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s`
+/// ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s`, where `most_digits` is the 3.
 #[inline]
-pub fn cl100k(text: &[u8], at: usize, at_end: Cl100kEnd) -> usize {
+pub fn cl100k(text: &[u8], at: usize, at_end: Cl100kEnd, most_digits: usize) -> usize {
     if text[at] == b'\''
         && let Some(end) = caseless_contraction_end(text, at)
     {
@@ -195,7 +195,7 @@ pub fn cl100k(text: &[u8], at: usize, at_end: Cl100kEnd) -> usize {
         return run_end(text, next, is_letter);
     }
     if first.class == Class::Number {
-        return up_to_three_numbers(text, at);
+        return numbers_end(text, at, most_digits);
     }
     let second = char_at(text, next).map_or(Class::Space, |c| c.class);
     if second.is_letter() && !matches!(text[at], b'\r' | b'\n') {
@@ -213,9 +213,9 @@ pub fn cl100k(text: &[u8], at: usize, at_end: Cl100kEnd) -> usize {
     after_last_newline(text, at, end).unwrap_or_else(|| whitespace_end(text, at, end))
 }
 
-/// End of `\p{N}{1,3}` at `at`, where a number is known to stand.
-fn up_to_three_numbers(text: &[u8], mut at: usize) -> usize {
-    for _ in 0..3 {
+/// End of `\p{N}{1,most}` at `at`, where a number is known to stand.
+fn numbers_end(text: &[u8], mut at: usize, most: usize) -> usize {
+    for _ in 0..most {
         match char_at(text, at) {
             Some(c) if c.class == Class::Number => at += c.len,
             _ => break,
@@ -257,7 +257,7 @@ pub fn o200k(text: &[u8], at: usize) -> usize {
         return end;
     }
     if first.class == Class::Number {
-        return up_to_three_numbers(text, at);
+        return numbers_end(text, at, 3);
     }
     let second = char_at(text, next).map(|c| c.class);
     if is_punctuation(first.class) || (text[at] == b' ' && second.is_some_and(is_punctuation)) {

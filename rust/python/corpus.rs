@@ -315,3 +315,9 @@ pub fn pretokenize(text: &Bound<'_, PyString>, pattern: &str) -> PyResult<Vec<St
     let pretokens = files::pretokens(pattern, &text)?;
     Ok(pretokens.into_iter().map(str::to_owned).collect())
 }
+
+/// What runs a pattern: "scanner", "automaton" or "backtracking".
+#[pyfunction]
+pub fn pattern_engine(pattern: &str) -> PyResult<&'static str> {
+    Ok(Pattern::new(pattern)?.engine().as_str())
+}

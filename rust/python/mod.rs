@@ -109,7 +109,9 @@ fn run<T: Send>(
 #[pymodule(gil_used = false)]
 mod _rslm {
     #[pymodule_export]
-    use super::corpus::{encode_files, permute, pretokenize, train_bpe, verify_token_file};
+    use super::corpus::{
+        encode_files, pattern_engine, permute, pretokenize, train_bpe, verify_token_file,
+    };
     #[pymodule_export]
     use super::counts::{CountsReader, count_pretokens};
     #[pymodule_export]

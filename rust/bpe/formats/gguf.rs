@@ -14,6 +14,7 @@ use super::gpt2::{StandIns, decode_vocab, parse_pair, token_texts};
 use super::hf::merges_of;
 use crate::bpe::tokenizer::{MergeBy, Parts, Tokenizer};
 use crate::error::{Error, Result};
+use crate::pretokenize::{LLAMA3_EXPRESSION, QWEN2_EXPRESSION};
 
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 
@@ -22,9 +23,6 @@ const MAX_METADATA_BYTES: u64 = 1 << 26;
 
 /// Arrays in arrays in arrays: more than anybody writes.
 const MAX_DEPTH: usize = 4;
-
-pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Names of pre-tokenizers in llama.cpp with their pattern, and whether it takes a pretoken
 /// that is a token whole. The first of a pattern is the one that is written.
@@ -39,21 +37,21 @@ const PRES: &[(&str, &str, bool)] = &[
     ("gigachat", "gpt2", false),
     ("roberta-bpe", "gpt2", false),
     ("modern-bert", "gpt2", false),
-    ("llama-bpe", LLAMA3, true),
-    ("llama3", LLAMA3, true),
-    ("llama-v3", LLAMA3, true),
-    ("falcon3", LLAMA3, true),
-    ("pixtral", LLAMA3, true),
-    ("lfm2", LLAMA3, true),
-    ("smaug-bpe", LLAMA3, false),
-    ("dbrx", LLAMA3, false),
-    ("glm4", LLAMA3, false),
-    ("chatglm-bpe", LLAMA3, false),
-    ("qwen2", QWEN2, false),
-    ("deepseek-r1-qwen", QWEN2, false),
-    ("stablelm2", QWEN2, false),
-    ("hunyuan", QWEN2, false),
-    ("megrez", QWEN2, false),
+    ("llama-bpe", LLAMA3_EXPRESSION, true),
+    ("llama3", LLAMA3_EXPRESSION, true),
+    ("llama-v3", LLAMA3_EXPRESSION, true),
+    ("falcon3", LLAMA3_EXPRESSION, true),
+    ("pixtral", LLAMA3_EXPRESSION, true),
+    ("lfm2", LLAMA3_EXPRESSION, true),
+    ("smaug-bpe", LLAMA3_EXPRESSION, false),
+    ("dbrx", LLAMA3_EXPRESSION, false),
+    ("glm4", LLAMA3_EXPRESSION, false),
+    ("chatglm-bpe", LLAMA3_EXPRESSION, false),
+    ("qwen2", QWEN2_EXPRESSION, false),
+    ("deepseek-r1-qwen", QWEN2_EXPRESSION, false),
+    ("stablelm2", QWEN2_EXPRESSION, false),
+    ("hunyuan", QWEN2_EXPRESSION, false),
+    ("megrez", QWEN2_EXPRESSION, false),
     ("gpt-4o", "o200k", false),
     ("llama4", "o200k", false),
     ("kanana2", "o200k", false),
@@ -394,8 +392,8 @@ pub fn to_gguf(tokenizer: &Tokenizer, pre: Option<&str>) -> Result<GgufVocabular
 
 fn pre_of(pattern: &str, takes_whole: bool, reaches: bool) -> Result<&'static str> {
     let expression = match pattern {
-        "cl100k_2023" | "llama3" => LLAMA3,
-        "qwen2" => QWEN2,
+        "cl100k_2023" | "llama3" => LLAMA3_EXPRESSION,
+        "qwen2" => QWEN2_EXPRESSION,
         other => other,
     };
     let named = || PRES.iter().filter(|(_, other, _)| *other == expression);

@@ -15,7 +15,7 @@ use super::gpt2::{StandIns, parse_pair, parse_vocab, token_texts, write_entries}
 use crate::bpe::Merge;
 use crate::bpe::tokenizer::{MergeBy, Parts, Tokenizer};
 use crate::error::{Error, Result};
-use crate::pretokenize::{Pattern, Segment, SpecialTokens};
+use crate::pretokenize::{LLAMA3_EXPRESSION, Pattern, QWEN2_EXPRESSION, Segment, SpecialTokens};
 
 pub(super) fn parse(path: &Path, value: &Value) -> Result<Parts> {
     let refuse = |reason: String| Error::format(path, reason);
@@ -310,8 +310,8 @@ fn expression_of(pattern: &Pattern) -> &str {
         "o200k" => {
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         }
-        "llama3" => super::gguf::LLAMA3,
-        "qwen2" => super::gguf::QWEN2,
+        "llama3" => LLAMA3_EXPRESSION,
+        "qwen2" => QWEN2_EXPRESSION,
         expression => expression,
     }
 }
