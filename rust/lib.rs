@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! error, token_id, memory -> pretokenize, bpe::vocab
-//!       -> bpe::{count, train, pair_ranks, merge, cache}, token_file
-//!       -> bpe::{tokenizer, encode, decode, formats}, files -> python
+//!       -> bpe::{count, pair_ranks, merge, cache}, token_file
+//!       -> bpe::{tokenizer, encode, decode, formats}, bpe::train, files -> python
 //! ```
 //!
 //! - [`pretokenize`]: special tokens are cut out, the rest is split by a pattern. Where a

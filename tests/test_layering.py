@@ -53,8 +53,16 @@ LIGHT_EXTRA = {"config": {"tyro"}, "files": {"pyarrow"}}
 RUST_LAYERS = [
     ["error", "memory", "token_id"],
     ["pretokenize", "bpe::vocab"],
-    ["bpe::count", "bpe::train", "bpe::pair_ranks", "bpe::merge", "bpe::cache", "token_file"],
-    ["bpe::tokenizer", "bpe::encode", "bpe::decode", "bpe::dropout", "bpe::formats", "files"],
+    ["bpe::count", "bpe::pair_ranks", "bpe::merge", "bpe::cache", "token_file"],
+    [
+        "bpe::tokenizer",
+        "bpe::encode",
+        "bpe::decode",
+        "bpe::dropout",
+        "bpe::formats",
+        "bpe::train",
+        "files",
+    ],
 ]
 # These hold declarations and re-exports only.
 RUST_FACE = ["lib", "bpe"]

@@ -17,7 +17,8 @@ EXPORTED = {"FormatError", "StreamDecoder", "TokenFile", "Tokenizer", "__version
 
 SIGNATURES = {
     "train_bpe": "(input_path, vocab_size, special_tokens=(), *, texts=None, counts=None, "
-    "pattern='gpt2', tie_break='bytes', unit='document', errors='strict', n_threads=None, "
+    "pattern=None, tie_break='bytes', unit='document', errors='strict', min_frequency=0, "
+    "max_token_length=None, extend=None, n_threads=None, "
     "memory_limit=None, spill_dir=None, progress=None, **inputs)",
     "tokenizer.count_pretokens": "(input_path, out, special_tokens=(), *, texts=None, "
     "pattern='gpt2', unit='document', errors='strict', n_threads=None, memory_limit=None, "

@@ -65,10 +65,13 @@ def train_bpe(
     *,
     texts: Iterable[str] | None = None,
     counts: Counts | None = None,
-    pattern: str = "gpt2",
+    pattern: str | None = None,
     tie_break: TieBreak = "bytes",
     unit: Unit = "document",
     errors: Errors = "strict",
+    min_frequency: int = 0,
+    max_token_length: int | None = None,
+    extend: Tokenizer | None = None,
     n_threads: int | None = None,
     memory_limit: int | None = None,
     spill_dir: StrPath | None = None,
@@ -92,12 +95,17 @@ def train_bpe(
             must have been made with these special tokens, pattern and unit; or pretokens
             with their counts, a mapping or pairs.
         pattern: "gpt2", "cl100k", "cl100k_2023", "o200k", "qwen2", "llama3" or a regular
-            expression.
+            expression; None means that of `extend`, else "gpt2".
         tie_break: Among equally frequent pairs, "bytes" takes the greatest (left, right)
             as byte strings, "hf" and "first_id" the smallest ids in the id layouts of
             Hugging Face tokenizers and rustbpe.
         unit: "line" splits at line ends first, as Hugging Face does with files.
         errors: For bytes that are not UTF-8: refuse, replace by U+FFFD, or keep.
+        min_frequency: Training ends where the best pair is rarer than this, however small
+            the vocabulary still is.
+        max_token_length: No token of more bytes than this is made.
+        extend: A tokenizer to go on from: its ids and merges stay, text is first encoded by
+            them, and new ids and merges follow.
         n_threads: Workers; None means one per processor.
         memory_limit: Bytes that counting, and then merging, may take on top of the
             program itself. Tables that outgrow their share go to disk as sorted runs; the
@@ -128,6 +136,9 @@ def train_bpe(
         tie_break=tie_break,
         unit=unit,
         errors=errors,
+        min_frequency=min_frequency,
+        max_token_length=max_token_length,
+        extend=extend,
         n_threads=n_threads,
         memory_limit=memory_limit,
         spill_dir=spill_dir,
@@ -265,10 +276,13 @@ class Tokenizer:
         *,
         texts: Iterable[str] | None = None,
         counts: Counts | None = None,
-        pattern: str = "gpt2",
+        pattern: str | None = None,
         tie_break: TieBreak = "bytes",
         unit: Unit = "document",
         errors: Errors = "strict",
+        min_frequency: int = 0,
+        max_token_length: int | None = None,
+        extend: Tokenizer | None = None,
         n_threads: int | None = None,
         memory_limit: int | None = None,
         spill_dir: StrPath | None = None,
@@ -278,9 +292,17 @@ class Tokenizer:
         """A tokenizer trained as `train_bpe` does; same arguments, same errors."""
         _one_source(input_path=input_path, texts=texts, counts=counts)
         counts_paths, pairs = _counts(counts)
-        if not 0 <= vocab_size <= 1 << 24:
-            limit = f"least {256 + len(special_tokens)}" if vocab_size < 0 else f"most {1 << 24}"
+        if not 0 <= vocab_size <= 1 << 21:
+            limit = f"least {256 + len(special_tokens)}" if vocab_size < 0 else f"most {1 << 21}"
             raise ValueError(f"vocab_size must be at {limit}, got {vocab_size}")
+        if not 0 <= min_frequency < 1 << 63:
+            raise ValueError(
+                f"min_frequency must be from 0 to {(1 << 63) - 1}, got {min_frequency}"
+            )
+        if max_token_length is not None:
+            _whole("max_token_length", max_token_length)
+        if pattern is None:
+            pattern = "gpt2" if extend is None else extend.pattern
         _warn_if_slow(pattern)
         with _callback(progress) as callback:
             core = _rslm.train_bpe(
@@ -294,6 +316,9 @@ class Tokenizer:
                 tie_break,
                 unit,
                 errors,
+                min_frequency,
+                max_token_length,
+                None if extend is None else extend._core,
                 _threads(n_threads),
                 _limit(memory_limit),
                 _spill_dir(spill_dir, memory_limit),

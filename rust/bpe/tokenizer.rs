@@ -194,6 +194,12 @@ impl Tokenizer {
         self.ids.get(token_bytes).copied()
     }
 
+    /// The id of a token's bytes where that id is no special token's.
+    pub(super) fn ordinary_id_of(&self, token_bytes: &[u8]) -> Option<u32> {
+        let id = self.id_of(token_bytes)?;
+        (!self.special_ids.contains(&id)).then_some(id)
+    }
+
     /// SHA-256 of the canonical JSON: the tokenizer's identity in token files.
     pub fn sha256(&self) -> [u8; 32] {
         Sha256::digest(formats::to_canonical_json(self)).into()

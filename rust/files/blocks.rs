@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::in_order::Job;
 use super::input::InputOptions;
 use super::jsonl::{Lines, texts_of_lines};
+use super::lines;
 use crate::bpe::Tokenizer;
 use crate::error::{Error, Result};
 use crate::pretokenize::{Batch, Pattern, Segment, SpecialTokens, safe_cut};
@@ -103,9 +104,7 @@ impl Splitter {
     ) -> Result<()> {
         match self.unit {
             Unit::Document => self.pattern.split_batches(text, ends, &mut each),
-            Unit::Line => text
-                .split_inclusive(|&byte| byte == b'\n')
-                .try_for_each(|line| self.pattern.split_batches(line, ends, &mut each)),
+            Unit::Line => lines::for_each_batch(&self.pattern, text, ends, &mut each),
         }
     }
 }

@@ -16,6 +16,7 @@ mod encode;
 mod in_order;
 mod input;
 mod jsonl;
+mod lines;
 mod source;
 mod stream;
 mod text;

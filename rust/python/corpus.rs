@@ -1,6 +1,7 @@
 //! Whole-corpus jobs and the functions that need no tokenizer.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyString};
@@ -9,7 +10,7 @@ use super::counts::{counted, limit_of, pairs_of};
 use super::rows::{Inputs, Raised};
 use super::tokenizer::Tokenizer;
 use super::{run, text_of};
-use crate::bpe::{MergeBy, Parts, TieBreak, TrainOptions, Trained, train};
+use crate::bpe::{TieBreak, TrainOptions, train};
 use crate::files::{self, Block, EncodeJob, Invalid, Splitter, Unit, sum_counts};
 use crate::pretokenize::{Pattern, SpecialTokens};
 use crate::token_file::{self, TokenFileOptions, TokenFileSummary, TokenizerRecord};
@@ -133,23 +134,30 @@ pub fn train_bpe(
     tie_break: &str,
     unit: &str,
     errors: &str,
+    min_frequency: u64,
+    max_token_length: Option<usize>,
+    extend: Option<&Bound<'_, Tokenizer>>,
     n_threads: Option<usize>,
     memory_limit: Option<u64>,
     spill_dir: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
     inputs: Inputs,
 ) -> PyResult<Tokenizer> {
-    let splitter = splitter_of(&pattern, &special_tokens, unit)?;
     let limit = limit_of(memory_limit, spill_dir);
     let from_tables = Raised::default();
     let inputs = inputs.split(&from_tables)?;
+    let extend = extend.map(|base| Arc::clone(&base.get().core));
     let invalid = invalid_of(errors)?;
     let options = TrainOptions {
         vocab_size,
         special_tokens,
         tie_break: tie_break_of(tie_break)?,
+        min_frequency,
+        max_token_length,
+        extend,
     };
     options.check()?;
+    let splitter = splitter_of(&pattern, &options.all_special_tokens(), unit)?;
     let mut raised = None;
     let texts = texts
         .map(|texts| texts.try_iter().map(Bound::unbind))
@@ -168,39 +176,12 @@ pub fn train_bpe(
         } else {
             sum_counts(&counts_paths, &splitter.origin(), limit, progress)?
         };
-        tokenizer_of(&train(&counts, &options, progress)?, options, pattern)
+        train(&counts, &options, progress)?.into_tokenizer(&options, pattern)
     });
     match raised {
         Some(raised) => Err(raised),
         None => Ok(from_tables.or(result)?.into()),
     }
-}
-
-fn tokenizer_of(
-    trained: &Trained,
-    options: TrainOptions,
-    pattern: String,
-) -> Result<crate::Tokenizer> {
-    let token = |id| trained.vocab.get(id).unwrap_or_default().to_vec();
-    crate::Tokenizer::new(Parts {
-        merges: trained
-            .merges
-            .iter()
-            .map(|m| (token(m.left), token(m.right)))
-            .collect(),
-        vocab: trained
-            .vocab
-            .iter()
-            .map(|(id, token_bytes)| (id, token_bytes.to_vec()))
-            .collect(),
-        special_tokens: options
-            .special_tokens
-            .into_iter()
-            .map(|text| (text, None))
-            .collect(),
-        pattern,
-        merge_by: MergeBy::Merges,
-    })
 }
 
 fn summary_of<'py>(py: Python<'py>, summary: &TokenFileSummary) -> PyResult<Bound<'py, PyDict>> {

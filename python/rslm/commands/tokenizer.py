@@ -54,14 +54,21 @@ class TrainOptions(InputFlags):
     """Number of token ids, special tokens and the 256 bytes included."""
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)
     """Strings that are never split and never counted; none: --special-tokens."""
-    pattern: str = "gpt2"
-    """Pre-token pattern: gpt2, cl100k, o200k, or a regular expression."""
+    pattern: str | None = None
+    """Pre-token pattern: gpt2, cl100k, o200k, or a regular expression; by default that of
+    --extend, else gpt2."""
     tie_break: Literal["bytes", "hf", "first_id"] = "bytes"
     """Which of equally frequent pairs is merged first."""
     unit: Literal["document", "line"] = "document"
     """What is split into pre-tokens at a time: a whole document or each line."""
     errors: Literal["strict", "replace", "raw"] = "strict"
     """What to do about bytes that are not UTF-8."""
+    min_frequency: int = 0
+    """End before pairs that are rarer than this."""
+    max_token_length: int | None = None
+    """Longest token in bytes."""
+    extend: Path | None = None
+    """Tokenizer file to go on from: its ids and merges stay, new ones follow."""
     n_threads: int | None = None
     """Threads; by default one per core."""
     memory_limit: str | None = None
@@ -88,6 +95,9 @@ def train(options: TrainOptions) -> None:
         tie_break=options.tie_break,
         unit=options.unit,
         errors=options.errors,
+        min_frequency=options.min_frequency,
+        max_token_length=options.max_token_length,
+        extend=None if options.extend is None else load_tokenizer(options.extend, None),
         n_threads=options.n_threads,
         memory_limit=parse_bytes(options.memory_limit),
         spill_dir=options.spill_dir,
