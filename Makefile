@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help tools setup demo test test-slow lint fmt stubs bench bench-peers bench-compare golden \
+.PHONY: help tools setup demo test test-slow sanitize lint fmt stubs bench bench-peers bench-compare golden \
 	wheel size clean
 
 help: ## Print this list
@@ -72,6 +72,13 @@ test-slow: setup ## Run the tests marked slow, and the property tests with many 
 	$(BIN)/python -m pytest --benchmark-disable -m "slow or hypothesis" \
 	  --hypothesis-profile=slow --timeout=1800 --durations=10 $(ARGS)
 
+# Leaks are not looked for: a test of a killed writer leaks on purpose.
+sanitize: | tools ## Run the Rust tests under AddressSanitizer (needs a nightly toolchain)
+	@rustup toolchain list 2>/dev/null | grep -q ^nightly || { \
+	  echo "error: sanitize needs a nightly toolchain (rustup toolchain install nightly)" >&2; exit 2; }
+	RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=detect_leaks=0 cargo +nightly test --quiet --release \
+	  --lib --target $$(rustc +nightly -vV | sed -n 's/^host: //p') --target-dir target/sanitize
+
 lint: setup ## Check formatting, lints, types and the extension's stub
 	cargo fmt --check
 	cargo clippy --quiet $(LOCKED) --all-targets -- -D warnings
@@ -92,12 +99,12 @@ fmt: setup ## Format Rust and Python, and apply the safe lint fixes
 bench: setup ## Time the benchmarks (ARGS="benches/bench_training.py" for one file)
 	$(BIN)/python -m pytest $(or $(ARGS),benches) --benchmark-only
 
-bench-peers: setup ## Install the peers and time the benchmarks beside them
+bench-peers: setup ## Install the peers, compare with each: benches/results/tokenizer.md (ARGS="--quick")
 	@$(BIN)/python -m pip install --quiet -c constraints.txt $$($(BIN)/python -c \
 	  'import tomllib; \
 	  project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*(p.replace(" ", "") for p in project["optional-dependencies"]["peers"]))')
-	$(BIN)/python -m pytest $(or $(ARGS),benches) --benchmark-only
+	$(BIN)/python benches/peers.py $(ARGS)
 
 bench-compare: setup ## Time the benchmarks and compare with the run before (kept in .benchmarks)
 	$(BIN)/python -m pytest $(or $(ARGS),benches) --benchmark-only --benchmark-autosave \

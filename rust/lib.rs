@@ -6,7 +6,7 @@
 //! ```text
 //! error, token_id, memory -> pretokenize, bpe::vocab
 //!       -> bpe::{count, pair_ranks, merge, cache}, token_file
-//!       -> bpe::{tokenizer, encode, decode, formats}, bpe::train, files -> python
+//!       -> bpe::{tokenizer, encode, decode, dropout, formats, train}, files -> python
 //! ```
 //!
 //! - [`pretokenize`]: special tokens are cut out, the rest is split by a pattern. Where a
