@@ -34,7 +34,7 @@ LAYERS = [
     ["cli", "commands.*", "demo"],
 ]
 # The package's face and `python -m rslm` stand outside the layers, and nothing imports them.
-FACE = {"": ["errors", "token_file", "tokenizer"], "__main__": ["cli"]}
+FACE = {"": ["_rslm", "errors", "token_file", "tokenizer"], "__main__": ["cli"]}
 # These load their imports inside the functions that need them, so they may name anything below.
 LAZY = ["cli", "commands.*", "demo"]
 # These run where torch is not installed.

@@ -8,12 +8,12 @@
 Importing `rslm` takes no torch; the network and the loops are modules of their own.
 """
 
-from importlib.metadata import version
-
+from rslm import _rslm
 from rslm.errors import FormatError
 from rslm.token_file import TokenFile
 from rslm.tokenizer import StreamDecoder, Tokenizer, train_bpe
 
-__version__ = version("rslm")
+# The same as the metadata's, which take longer to read than all else here.
+__version__: str = _rslm.VERSION
 
 __all__ = ["FormatError", "StreamDecoder", "TokenFile", "Tokenizer", "__version__", "train_bpe"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 __all__ = [
     "BUILD_PROFILE",
     "UNICODE_VERSION",
+    "VERSION",
     "CountsReader",
     "EncodeIterator",
     "StreamDecoder",
@@ -25,6 +26,7 @@ __all__ = [
 
 BUILD_PROFILE: str
 UNICODE_VERSION: str
+VERSION: str
 
 _StrPath = str | os.PathLike[str]
 _Progress = Callable[[int, int, str], object]

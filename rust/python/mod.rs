@@ -125,6 +125,10 @@ mod _rslm {
         "release"
     };
 
+    /// Version of the package, as `Cargo.toml` has it.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+
     /// Version of the Unicode data that decides what a letter is.
     #[pymodule_export]
     const UNICODE_VERSION: &str = crate::pretokenize::UNICODE_VERSION;
