@@ -510,7 +510,7 @@ def measured(path: Path, limit: int) -> tuple[int, bool, str]:
 def test_training_stays_within_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     with path.open("w", encoding="utf-8") as file:
-        for text in many_words(280_000, 8_000_000, seed=1):
+        for text in many_words(320_000, 8_000_000, seed=1):
             file.write(text)
             file.write("\n")
     limit = 96 * MIB
@@ -519,4 +519,4 @@ def test_training_stays_within_its_limit(tmp_path: Path) -> None:
     assert digest == expected
     assert (free_spilled, within_spilled) == (False, True)
     assert within <= limit
-    assert free > 1.4 * limit, "the corpus is too small to show anything"
+    assert free > 1.25 * limit, f"the corpus is too small to show anything: {free} bytes"
