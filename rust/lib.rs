@@ -4,7 +4,7 @@
 //! on its right:
 //!
 //! ```text
-//! error, token_id, memory -> pretokenize, bpe::vocab
+//! error, token_id, memory, random -> pretokenize, bpe::vocab
 //!       -> bpe::{count, pair_ranks, merge, cache}, token_file
 //!       -> bpe::{tokenizer, encode, decode, dropout, formats, train}, files -> python
 //! ```
@@ -26,6 +26,7 @@ mod memory;
 pub mod pretokenize;
 #[cfg(feature = "python")]
 mod python;
+mod random;
 pub mod token_file;
 mod token_id;
 

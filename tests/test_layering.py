@@ -51,7 +51,7 @@ LIGHT_EXTRA = {"config": {"tyro"}, "files": {"pyarrow"}}
 
 # Left never sees right; modules side by side may see each other.
 RUST_LAYERS = [
-    ["error", "memory", "token_id"],
+    ["error", "memory", "random", "token_id"],
     ["pretokenize", "bpe::vocab"],
     ["bpe::count", "bpe::pair_ranks", "bpe::merge", "bpe::cache", "token_file"],
     [

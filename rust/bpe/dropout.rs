@@ -7,6 +7,7 @@ use super::pair_ranks::{NO_RANK, PairRanks};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::pretokenize::Segment;
+use crate::random::{GAMMA, mix};
 
 /// Drops merges at random: in each step each candidate with a probability, the best of the
 /// others is made, and where none is left the word is done.
@@ -35,11 +36,8 @@ impl Dropout {
     }
 
     fn drops(&mut self) -> bool {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let uniform = ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64;
+        self.state = self.state.wrapping_add(GAMMA);
+        let uniform = (mix(self.state) >> 11) as f64 / (1u64 << 53) as f64;
         uniform < self.probability
     }
 

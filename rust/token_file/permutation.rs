@@ -5,7 +5,8 @@
 //! again until it is (cycle walking), which leaves a permutation of the numbers below n.
 //! The training order is defined by it, so it can never change.
 
-const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+use crate::random::{GAMMA, mix};
+
 const ROUNDS: u64 = 4;
 
 /// The item at position `index` of the random order of `n` items given by `seed` and `epoch`.
@@ -35,13 +36,6 @@ fn feistel(x: u64, half: u32, base: u64) -> u64 {
         (left, right) = (right, left ^ (mix(right ^ key) >> (64 - half)));
     }
     left << half | right
-}
-
-/// The finaliser of `SplitMix64` (Steele, Lea, Flood 2014).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

@@ -98,6 +98,31 @@ impl Pending {
             self.removed |= 1 << (offset - block.n);
         }
     }
+
+    /// Starts corrected for contractions at the given apostrophes, which begin pretokens:
+    /// none begins after the apostrophe, one does where `end_of` says that the contraction
+    /// ends, if it is one.
+    #[inline(never)]
+    pub fn contractions(
+        &mut self,
+        mut starts: u64,
+        mut left: u64,
+        block: Block<'_>,
+        end_of: fn(&[u8], usize) -> Option<usize>,
+    ) -> u64 {
+        while left != 0 {
+            let i = left.trailing_zeros() as usize;
+            left &= left - 1;
+            if i >= block.n {
+                break;
+            }
+            if let Some(end) = end_of(block.text, block.at + i) {
+                self.remove(&mut starts, i + 1, block);
+                self.add(&mut starts, end - block.at, block);
+            }
+        }
+        starts
+    }
 }
 
 /// Where the pretokens of digits begin, `MOST` digits each.

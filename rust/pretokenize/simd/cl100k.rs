@@ -69,24 +69,9 @@ impl<const DIGITS: usize, const SHIPPED: bool> Scheme for Cl100kScheme<DIGITS, S
         self.prefix = block.last(prefixes);
         let candidates = masks.apostrophe & others & (letter >> 1 | 1 << (block.n - 1));
         if candidates != 0 {
-            starts = contractions(&mut self.pending, starts, candidates, block);
+            let end_of = scalar::caseless_contraction_end;
+            starts = self.pending.contractions(starts, candidates, block, end_of);
         }
         Some(starts)
     }
-}
-
-/// Starts with those that follow contractions at the given apostrophes.
-#[inline(never)]
-fn contractions(pending: &mut Pending, mut starts: u64, mut left: u64, block: Block<'_>) -> u64 {
-    while left != 0 {
-        let i = left.trailing_zeros() as usize;
-        left &= left - 1;
-        if i >= block.n {
-            break;
-        }
-        if let Some(end) = scalar::caseless_contraction_end(block.text, block.at + i) {
-            pending.add(&mut starts, end - block.at, block);
-        }
-    }
-    starts
 }

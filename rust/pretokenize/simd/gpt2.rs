@@ -54,25 +54,9 @@ impl Scheme for Gpt2 {
             pending: self.pending,
         };
         if candidates != 0 {
-            starts = contractions(&mut self.pending, starts, candidates, block);
+            let end_of = scalar::contraction_end;
+            starts = self.pending.contractions(starts, candidates, block, end_of);
         }
         Some(starts)
     }
-}
-
-/// Starts corrected for contractions at the given apostrophes, which begin pretokens.
-#[inline(never)]
-fn contractions(pending: &mut Pending, mut starts: u64, mut left: u64, block: Block<'_>) -> u64 {
-    while left != 0 {
-        let i = left.trailing_zeros() as usize;
-        left &= left - 1;
-        if i >= block.n {
-            break;
-        }
-        if let Some(end) = scalar::contraction_end(block.text, block.at + i) {
-            pending.remove(&mut starts, i + 1, block);
-            pending.add(&mut starts, end - block.at, block);
-        }
-    }
-    starts
 }
