@@ -11,3 +11,12 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
 }
+
+/// Numbers below a bound, the same ones each time, for tests.
+#[cfg(test)]
+pub(crate) fn random_from(mut state: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        state = state.wrapping_add(GAMMA);
+        mix(state) % below
+    }
+}

@@ -137,15 +137,7 @@ fn follows_blank(text: &[u8], at: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn random_from(mut state: u64) -> impl FnMut(usize) -> usize {
-        move |below| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 33) as usize % below
-        }
-    }
+    use crate::random::random_from;
 
     fn pretokens(pattern: &Pattern, text: &[u8]) -> Vec<Vec<u8>> {
         let mut out = Vec::new();
@@ -215,9 +207,13 @@ mod tests {
         for round in 0..300 {
             let n_pieces = random(6_000);
             // Some texts are nearly all whitespace.
-            let n_kinds = if round % 3 == 0 { 4 } else { pieces.len() };
+            let n_kinds = if round % 3 == 0 {
+                4
+            } else {
+                pieces.len() as u64
+            };
             let text: Vec<u8> = (0..n_pieces)
-                .flat_map(|_| pieces[random(n_kinds)].iter().copied())
+                .flat_map(|_| pieces[random(n_kinds) as usize].iter().copied())
                 .collect();
             for pattern in ["gpt2", "cl100k", "o200k"] {
                 check(pattern, &text);
