@@ -109,8 +109,8 @@ impl Tokenizer {
             }
             MergeBy::Ids => {
                 check_token_lengths(&ordinary_ids)?;
-                let ranks = PairRanks::from_ids(&ordinary_ids, &byte_ids);
-                (ranks.derive_merges(&vocab, &ordinary_ids), ranks)
+                let (ranks, merges) = PairRanks::from_ids(&vocab, &ordinary_ids, &byte_ids);
+                (merges, ranks)
             }
         };
         let merge_by = parts.merge_by;
