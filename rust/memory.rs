@@ -1,10 +1,10 @@
 //! What the system is told about large buffers.
 
-/// Asks for huge pages behind the room of an empty buffer that is about to be filled.
+/// Asks for huge pages behind a large buffer that nothing was written to yet: an empty one
+/// that is about to be filled, or one of zeros.
 ///
 /// A page of 4 KiB costs the system more to bring in than the ids on it cost to make.
 pub(crate) fn with_huge_pages<T>(buffer: Vec<T>) -> Vec<T> {
-    debug_assert!(buffer.is_empty(), "what is there has its pages");
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;

@@ -1,7 +1,9 @@
 //! Text -> ids: the cache is asked for a batch of pretokens at a time; what it does not
 //! know is merged.
 
-use super::cache::{BATCH, Find, WordCache, find_portable};
+#[cfg(target_arch = "x86_64")]
+use super::cache::{Avx2, Avx512};
+use super::cache::{BATCH, Instructions, Portable, WordCache};
 use super::merge::Merger;
 use super::tokenizer::Tokenizer;
 use crate::TokenId;
@@ -36,19 +38,43 @@ pub(super) fn encode_batch<I: TokenId>(
             ends,
             ..batch
         };
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2")
-            && std::arch::is_x86_feature_detected!("bmi2")
-        {
-            // SAFETY: the processor has the instructions.
-            unsafe { encode_avx2(tokenizer, part, words, out) };
-        } else {
-            encode_part(tokenizer, part, words, out, find_portable);
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        encode_part(tokenizer, part, words, out, find_portable);
+        encode_dispatched(tokenizer, part, words, out);
         start = ends.last().map_or(start, |&end| end as usize);
     }
+}
+
+/// By the best instructions that the processor has.
+#[inline(always)]
+fn encode_dispatched<I: TokenId>(
+    tokenizer: &Tokenizer,
+    batch: Batch<'_>,
+    words: &mut Words,
+    out: &mut Vec<I>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(avx512) = Avx512::detect() {
+            // SAFETY: a value exists, so the processor has the instructions.
+            return unsafe { encode_avx512(tokenizer, batch, words, out, avx512) };
+        }
+        if let Some(avx2) = Avx2::detect() {
+            // SAFETY: as above.
+            return unsafe { encode_avx2(tokenizer, batch, words, out, avx2) };
+        }
+    }
+    encode_part(tokenizer, batch, words, out, Portable);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl,bmi1,bmi2,popcnt")]
+fn encode_avx512<I: TokenId>(
+    tokenizer: &Tokenizer,
+    batch: Batch<'_>,
+    words: &mut Words,
+    out: &mut Vec<I>,
+    instructions: Avx512,
+) {
+    encode_part(tokenizer, batch, words, out, instructions);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -58,15 +84,9 @@ fn encode_avx2<I: TokenId>(
     batch: Batch<'_>,
     words: &mut Words,
     out: &mut Vec<I>,
+    instructions: Avx2,
 ) {
-    encode_part(
-        tokenizer,
-        batch,
-        words,
-        out,
-        #[inline(always)]
-        |line, key| super::cache::find_avx2(line, key),
-    );
+    encode_part(tokenizer, batch, words, out, instructions);
 }
 
 /// Compiled once for each set of instructions, which works only where all of it is inlined.
@@ -76,10 +96,10 @@ fn encode_part<I: TokenId>(
     batch: Batch<'_>,
     words: &mut Words,
     out: &mut Vec<I>,
-    find: impl Find,
+    instructions: impl Instructions,
 ) {
     let Words { cache, merger } = words;
-    cache.encode_batch(batch, out, find, |pretoken, write| {
+    cache.encode_batch(batch, out, instructions, |pretoken, write| {
         write(tokenizer.merge_pretoken(pretoken, merger));
     });
 }

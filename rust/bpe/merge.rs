@@ -278,15 +278,7 @@ impl RankQueue {
 mod tests {
     use super::super::vocab::Merge;
     use super::*;
-
-    fn random_from(mut state: u64) -> impl FnMut(u64) -> u64 {
-        move |below| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 33) % below
-        }
-    }
+    use crate::random::random_from;
 
     /// The definition, word for word: find the lowest rank, merge its leftmost place.
     fn merge_by_definition(ranks: &PairRanks, symbols: &mut Vec<u32>) {

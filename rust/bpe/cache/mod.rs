@@ -2,13 +2,13 @@
 //!
 //! Exact: a key is the pretoken itself, never a hash of it. Bounded: a fixed number of
 //! slots in small buckets. So memory does not grow with the text, and text made to fill
-//! the cache only makes it useless. Three tables, of which a pretoken lives in one:
+//! the cache only makes it useless. Two tables, of which a pretoken lives in one:
 //!
 //! | table | pretokens | ids | a slot | bytes |
 //! |---|---|---|---|---|
 //! | short | up to 8 bytes, without NUL | up to 3 | 16 bytes, 4 to a line | 2 MiB |
-//! | middle | up to 15 bytes | up to 6 | 32 bytes, 2 to a line | 4 MiB |
-//! | long | up to 62 bytes | up to 16 | 128 bytes | 2 MiB |
+//! | middle | up to 255 bytes | up to 6 | 32 bytes, 2 to a line | 4 MiB |
+//! | its store | more than 15 bytes or 6 ids | any | as it needs | up to 8 MiB |
 //!
 //! Nine of ten pretokens of English are looked up in the short table, whose busy lines
 //! fit a second-level cache: 1.4 times as fast as one table of 32-byte slots (GPT-2's
@@ -16,18 +16,19 @@
 //! huge pages for the tables (no gain: the second-level TLB covers them), filling them from
 //! the vocabulary beforehand (costs what it saves), half of either table (5-10 % slower).
 
-mod long;
 mod middle;
+mod requests;
 mod short;
+mod store;
 mod words;
 
 use crate::TokenId;
-use long::LongTable;
+use crate::memory::with_huge_pages;
 use middle::MiddleTable;
+pub(super) use requests::BATCH;
 #[cfg(target_arch = "x86_64")]
-pub(super) use short::find_avx2;
-pub(super) use short::find_portable;
-pub(super) use words::{BATCH, Find, WordCache};
+pub(super) use words::{Avx2, Avx512};
+pub(super) use words::{Instructions, Portable, WordCache};
 
 /// Longest pretoken whose bytes and length fill a 16-byte key.
 pub(super) const MAX_KEY_BYTES: usize = 15;
@@ -162,7 +163,7 @@ struct Lines<const N: usize> {
 
 impl<const N: usize> Lines<N> {
     fn new(n_lines: usize) -> Self {
-        let words = vec![0u64; n_lines * N + 7];
+        let words = with_huge_pages(vec![0u64; n_lines * N + 7]);
         let misplaced = words.as_ptr().addr() / 8 % 8;
         Self {
             first: (8 - misplaced) % 8,

@@ -5,8 +5,10 @@ use super::{Lines, PackedIds};
 /// Longest pretoken of this table.
 pub const SHORT_BYTES: usize = 8;
 
-const LINE_BITS: u32 = 15;
-const N_LINES: usize = 1 << LINE_BITS;
+const N_LINES: usize = 1 << ShortTable::LINE_BITS;
+
+/// The bits of a filter of 64 KiB.
+const ELSEWHERE_BITS: u32 = 19;
 
 /// Four keys, then the ids of each.
 pub type Line = [u64; 8];
@@ -14,18 +16,29 @@ pub type Line = [u64; 8];
 /// Words whose key is their bytes, at the high end of zeros.
 ///
 /// No key is zero: a pretoken with a NUL byte is not for this table. Behind the lines that
-/// are found by hash lie `N_SPARE` more, for the answers of other tables to one batch.
+/// are found by hash lie `N_SPARE` more, for the answers of the other table to one batch;
+/// their keys stay zero.
 pub struct ShortTable {
     lines: Lines<8>,
+    /// A bit for hashes of keys that are in the middle table.
+    elsewhere: Vec<u64>,
     turn: usize,
 }
 
 impl ShortTable {
+    pub const LINE_BITS: u32 = 15;
     pub const N_SPARE: usize = 256;
+    /// A key times this has the number of its line at the high end.
+    pub const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+    /// What to ask a spare line for.
+    pub const SPARE_KEY: u64 = 0;
+    /// What neither a spare line nor any other knows.
+    pub const NO_KEY: u64 = 1;
 
     pub fn new() -> Self {
         Self {
             lines: Lines::new(N_LINES + Self::N_SPARE),
+            elsewhere: vec![0; 1 << (ELSEWHERE_BITS - 6)],
             turn: 0,
         }
     }
@@ -33,7 +46,19 @@ impl ShortTable {
     /// The line of a key.
     #[inline(always)]
     pub fn line_of(key: u64) -> u32 {
-        (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - LINE_BITS)) as u32
+        hash(key, Self::LINE_BITS) as u32
+    }
+
+    /// Whether a key that is not here may be in the middle table.
+    pub fn may_be_elsewhere(&self, key: u64) -> bool {
+        let bit = hash(key, ELSEWHERE_BITS);
+        self.elsewhere[bit / 64] >> (bit % 64) & 1 == 1
+    }
+
+    /// Notes that a key is in the middle table.
+    pub fn note_elsewhere(&mut self, key: u64) {
+        let bit = hash(key, ELSEWHERE_BITS);
+        self.elsewhere[bit / 64] |= 1 << (bit % 64);
     }
 
     /// The spare line with a number below `N_SPARE`.
@@ -42,28 +67,29 @@ impl ShortTable {
         (N_LINES + number) as u32
     }
 
+    /// Which spare line a line is.
+    #[inline(always)]
+    pub fn spare_number(line: u32) -> Option<usize> {
+        (line as usize).checked_sub(N_LINES)
+    }
+
     /// All lines, the spare ones last.
     #[inline(always)]
     pub fn lines(&self) -> &[Line] {
         self.lines.all()
     }
 
-    /// Makes a key known in a spare line, or leaves it unknown there.
+    /// Says what a spare line answers to [`ShortTable::SPARE_KEY`].
     #[inline(always)]
-    pub fn set_spare(&mut self, number: usize, key: u64, token_ids: Option<PackedIds>) {
-        let line = self.lines.get_mut(N_LINES + number);
-        line[..4].fill(!key);
-        if let Some(token_ids) = token_ids {
-            (line[0], line[4]) = (key, token_ids.0);
-        }
+    pub fn set_spare(&mut self, number: usize, token_ids: PackedIds) {
+        self.lines.get_mut(N_LINES + number)[4] = token_ids.0;
     }
 
-    /// Remembers ids, all of which are in `token_ids`; returns what was forgotten for it,
-    /// as a key for the middle table.
+    /// Remembers ids, all of which are in `token_ids`; returns what was forgotten for it.
     ///
     /// Who comes first to a line keeps its place, and mostly is a frequent word; of the
     /// four places two are then taken in turns.
-    pub fn insert(&mut self, key: u64, token_ids: PackedIds) -> Option<(u128, PackedIds)> {
+    pub fn insert(&mut self, key: u64, token_ids: PackedIds) -> Option<(u64, PackedIds)> {
         let line = self.lines.get_mut(Self::line_of(key) as usize);
         let place = line[..4].iter().position(|&other| other == 0);
         let place = place.unwrap_or_else(|| {
@@ -72,12 +98,21 @@ impl ShortTable {
         });
         let forgotten = (line[place], PackedIds(line[4 + place]));
         (line[place], line[4 + place]) = (key, token_ids.0);
-        (forgotten.0 != 0).then(|| (long_key(forgotten.0), forgotten.1))
+        if forgotten.0 != 0 {
+            self.note_elsewhere(forgotten.0);
+        }
+        (forgotten.0 != 0).then_some(forgotten)
     }
 }
 
+/// A hash of so many bits.
+#[inline(always)]
+fn hash(key: u64, n_bits: u32) -> usize {
+    (key.wrapping_mul(ShortTable::FACTOR) >> (64 - n_bits)) as usize
+}
+
 /// The key that the middle table has for a word of the short one.
-fn long_key(key: u64) -> u128 {
+pub fn middle_key(key: u64) -> u128 {
     let n_zeros = key.trailing_zeros() / 8;
     u128::from(key >> (8 * n_zeros)) | u128::from(8 - n_zeros) << 120
 }
@@ -138,11 +173,12 @@ mod tests {
     #[test]
     fn spare_lines_know_what_they_are_told_and_no_more() {
         let mut table = ShortTable::new();
-        for key in [0, 1, u64::MAX] {
-            for ids in [PackedIds::new(&[9]), None] {
-                table.set_spare(3, key, ids);
-                assert_eq!(get(&table, ShortTable::spare(3), key), ids);
-            }
+        for ids in [9, 7] {
+            let ids = PackedIds::new(&[ids]).expect("small ids");
+            table.set_spare(3, ids);
+            let line = ShortTable::spare(3);
+            assert_eq!(get(&table, line, ShortTable::SPARE_KEY), Some(ids));
+            assert_eq!(get(&table, line, ShortTable::NO_KEY), None);
         }
     }
 
@@ -160,6 +196,7 @@ mod tests {
         }
         assert!(!forgotten.is_empty());
         for (key, _) in forgotten {
+            let key = middle_key(key);
             let number: usize = String::from_utf8_lossy(&key.to_le_bytes()[..7])
                 .parse()
                 .expect("seven digits");
