@@ -1,9 +1,13 @@
 //! The tokenizer: text -> ids -> text.
 
-use std::sync::Mutex;
+mod token_ids;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use std::sync::{Mutex, OnceLock};
+
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use sha2::{Digest, Sha256};
+
+use token_ids::TokenIds;
 
 use super::encode::{Words, encode_batch};
 use super::formats;
@@ -39,9 +43,10 @@ pub struct Tokenizer {
     pattern: Pattern,
     special_ids: Vec<u32>,
     specials: SpecialTokens,
-    ids: FxHashMap<Box<[u8]>, u32>,
+    ids: TokenIds,
     ordinary_ids: FxHashMap<Box<[u8]>, u32>,
     ranks: PairRanks,
+    sha256: OnceLock<[u8; 32]>,
     scratch: Mutex<Vec<Box<Scratch>>>,
 }
 
@@ -59,6 +64,16 @@ impl Scratch {
             words: Words::new(),
         }
     }
+}
+
+/// What a tokenizer is made of besides its merges, checked and numbered.
+pub(super) struct Base {
+    /// With the special tokens.
+    pub vocab: Vocab,
+    pub pattern: Pattern,
+    pub special_ids: Vec<u32>,
+    pub specials: SpecialTokens,
+    pub merge_by: MergeBy,
 }
 
 /// What a tokenizer is made of.
@@ -90,20 +105,35 @@ impl Tokenizer {
         let specials = SpecialTokens::new(&texts)?;
         let mut vocab = Vocab::new(with_given_ids(parts.vocab, &parts.special_tokens)?)?;
         let special_ids = add_specials(&mut vocab, &parts.special_tokens)?;
-        let ids = ids_of_tokens(&vocab, &special_ids);
-        let byte_ids = ids_of_bytes(&ids)?;
-        let ordinary_ids = match parts.merge_by {
+        let base = Base {
+            vocab,
+            pattern,
+            special_ids,
+            specials,
+            merge_by: parts.merge_by,
+        };
+        let merges = parts.merges.iter();
+        Self::of_base(base, merges.map(|(left, right)| (&left[..], &right[..])))
+    }
+
+    /// # Errors
+    /// As [`Tokenizer::new`].
+    pub(super) fn of_base<'m>(
+        base: Base,
+        merges: impl ExactSizeIterator<Item = (&'m [u8], &'m [u8])>,
+    ) -> Result<Self> {
+        let vocab = base.vocab;
+        let ids = TokenIds::new(&vocab, &base.special_ids);
+        let byte_ids = ids_of_bytes(&vocab, &ids)?;
+        let ordinary_ids = match base.merge_by {
             MergeBy::Merges => FxHashMap::default(),
             MergeBy::Ids | MergeBy::TokensThenMerges => {
-                let special_ids: FxHashSet<u32> = special_ids.iter().copied().collect();
-                let mut ordinary = ids.clone();
-                ordinary.retain(|token, id| token.len() == 1 || !special_ids.contains(id));
-                ordinary
+                ordinary_ids(&vocab, &ids, &base.special_ids)
             }
         };
-        let (merges, ranks) = match parts.merge_by {
+        let (merges, ranks) = match base.merge_by {
             MergeBy::Merges | MergeBy::TokensThenMerges => {
-                let merges = resolve_merges(&parts.merges, &ids)?;
+                let merges = resolve_merges(merges, &vocab, &ids)?;
                 let ranks = PairRanks::from_merges(&merges, &byte_ids);
                 (merges, ranks)
             }
@@ -113,19 +143,18 @@ impl Tokenizer {
                 (merges, ranks)
             }
         };
-        let merge_by = parts.merge_by;
-        let scratch = Mutex::new(Vec::new());
         Ok(Self {
             vocab,
             merges,
-            merge_by,
-            pattern,
-            special_ids,
-            specials,
+            merge_by: base.merge_by,
+            pattern: base.pattern,
+            special_ids: base.special_ids,
+            specials: base.specials,
             ids,
             ordinary_ids,
             ranks,
-            scratch,
+            sha256: OnceLock::new(),
+            scratch: Mutex::new(Vec::new()),
         })
     }
 
@@ -191,7 +220,7 @@ impl Tokenizer {
 
     /// The id of a token's bytes, special tokens included.
     pub fn id_of(&self, token_bytes: &[u8]) -> Option<u32> {
-        self.ids.get(token_bytes).copied()
+        self.ids.get(&self.vocab, token_bytes)
     }
 
     /// The id of a token's bytes where that id is no special token's.
@@ -202,7 +231,19 @@ impl Tokenizer {
 
     /// SHA-256 of the canonical JSON: the tokenizer's identity in token files.
     pub fn sha256(&self) -> [u8; 32] {
-        Sha256::digest(formats::to_canonical_json(self)).into()
+        match self.sha256.get() {
+            Some(sha256) => *sha256,
+            None => self.identity().1,
+        }
+    }
+
+    /// The canonical JSON, and its SHA-256.
+    pub fn identity(&self) -> (Vec<u8>, [u8; 32]) {
+        let json = formats::to_canonical_json(self);
+        let sha256 = self.sha256.get().copied();
+        let sha256 = sha256.unwrap_or_else(|| Sha256::digest(&json).into());
+        // Made before it is kept: a fork while it is made must leave nobody to be waited for.
+        (json, *self.sha256.get_or_init(|| sha256))
     }
 
     /// Bytes of each id's text; special tokens and holes count 0.
@@ -220,7 +261,18 @@ impl Tokenizer {
     /// Appends the ids of a text in which special tokens are recognised. With `u16` the
     /// vocabulary must be one that fits ([`Tokenizer::is_narrow`]).
     pub fn encode_into<I: TokenId>(&self, text: &[u8], out: &mut Vec<I>) -> Result<()> {
-        self.encode_with(text, &self.specials, &self.special_ids, out)
+        self.encode_with(text, &self.specials, &self.special_ids, out, |_, _| ())
+    }
+
+    /// As [`Tokenizer::encode_into`]; `found` is told the place in `out` of each special
+    /// token, and its id.
+    pub fn encode_finding<I: TokenId>(
+        &self,
+        text: &[u8],
+        out: &mut Vec<I>,
+        found: impl FnMut(usize, u32),
+    ) -> Result<()> {
+        self.encode_with(text, &self.specials, &self.special_ids, out, found)
     }
 
     /// As [`Tokenizer::encode_into`] with special tokens as ordinary text.
@@ -240,7 +292,7 @@ impl Tokenizer {
             .filter(|(special, _)| allowed(special))
             .map(|(special, id)| (special.to_owned(), id))
             .unzip();
-        self.encode_with(text, &SpecialTokens::new(&texts)?, &ids, out)
+        self.encode_with(text, &SpecialTokens::new(&texts)?, &ids, out, |_, _| ())
     }
 
     /// The number of ids of a text in which special tokens are recognised.
@@ -274,10 +326,12 @@ impl Tokenizer {
         specials: &SpecialTokens,
         special_ids: &[u32],
         out: &mut Vec<I>,
+        mut found: impl FnMut(usize, u32),
     ) -> Result<()> {
         self.with_scratch(|scratch| {
             specials.split(text, |segment| match segment {
                 Segment::Special(index) => {
+                    found(out.len(), special_ids[index]);
                     out.push(I::from_id(special_ids[index]));
                     Ok(())
                 }
@@ -344,9 +398,11 @@ fn with_given_ids(
     mut entries: Vec<(u32, Vec<u8>)>,
     specials: &[(String, Option<u32>)],
 ) -> Result<Vec<(u32, Vec<u8>)>> {
+    let given: FxHashSet<u32> = specials.iter().filter_map(|(_, id)| *id).collect();
     let known: FxHashMap<u32, usize> = entries
         .iter()
         .enumerate()
+        .filter(|(_, (id, _))| given.contains(id))
         .map(|(place, (id, _))| (*id, place))
         .collect();
     for (text, id) in specials {
@@ -368,7 +424,13 @@ fn with_given_ids(
 /// Ids of the special tokens; those that the vocabulary does not hold are appended.
 fn add_specials(vocab: &mut Vocab, specials: &[(String, Option<u32>)]) -> Result<Vec<u32>> {
     check_special_lengths(specials)?;
-    let known = vocab.ids();
+    let wanted = specials.iter().filter(|(_, id)| id.is_none());
+    let wanted: FxHashSet<&[u8]> = wanted.map(|(text, _)| text.as_bytes()).collect();
+    let known: FxHashMap<Box<[u8]>, u32> = vocab
+        .iter()
+        .filter(|(_, token_bytes)| wanted.contains(token_bytes))
+        .map(|(id, token_bytes)| (token_bytes.into(), id))
+        .collect();
     specials
         .iter()
         .map(
@@ -395,30 +457,24 @@ fn check_special_lengths(specials: &[(String, Option<u32>)]) -> Result<()> {
     }
 }
 
-/// Bytes to id. Where a special token and an ordinary one have the same bytes (the runs of
-/// blanks of GPT-NeoX), the ordinary one: merges mean it, and special tokens are found in
-/// the text, not here.
-fn ids_of_tokens(vocab: &Vocab, special_ids: &[u32]) -> FxHashMap<Box<[u8]>, u32> {
-    let mut ids = vocab.ids();
-    let special: FxHashSet<u32> = special_ids.iter().copied().collect();
-    let hidden: FxHashSet<&[u8]> = special_ids
-        .iter()
-        .filter_map(|&id| vocab.get(id))
-        .filter(|&token_bytes| special.contains(&ids[token_bytes]))
-        .collect();
-    let shown: Vec<_> = vocab
-        .iter()
-        .filter(|(id, token_bytes)| hidden.contains(token_bytes) && !special.contains(id))
-        .map(|(id, token_bytes)| (Box::from(token_bytes), id))
-        .collect();
-    ids.extend(shown);
-    ids
+/// Bytes to id of the tokens that are not special; single bytes always are among them.
+fn ordinary_ids(vocab: &Vocab, ids: &TokenIds, special_ids: &[u32]) -> FxHashMap<Box<[u8]>, u32> {
+    let special_ids: FxHashSet<u32> = special_ids.iter().copied().collect();
+    let is_ordinary = |(id, token_bytes): &(u32, &[u8])| {
+        (token_bytes.len() == 1 || !special_ids.contains(id))
+            && ids.get(vocab, token_bytes) == Some(*id)
+    };
+    let ordinary = vocab.iter().filter(is_ordinary);
+    let ordinary = ordinary.map(|(id, token_bytes)| (token_bytes.into(), id));
+    let mut map = FxHashMap::with_capacity_and_hasher(vocab.len(), FxBuildHasher);
+    map.extend(ordinary);
+    map
 }
 
-fn ids_of_bytes(ids: &FxHashMap<Box<[u8]>, u32>) -> Result<[u32; 256]> {
+fn ids_of_bytes(vocab: &Vocab, ids: &TokenIds) -> Result<[u32; 256]> {
     let mut byte_ids = [0; 256];
     for byte in 0..=255u8 {
-        byte_ids[byte as usize] = *ids.get(&[byte][..]).ok_or_else(|| {
+        byte_ids[byte as usize] = ids.get(vocab, &[byte]).ok_or_else(|| {
             Error::Argument(format!(
                 "the vocabulary must hold all 256 single bytes, byte 0x{byte:02X} is missing"
             ))
@@ -427,9 +483,10 @@ fn ids_of_bytes(ids: &FxHashMap<Box<[u8]>, u32>) -> Result<[u32; 256]> {
     Ok(byte_ids)
 }
 
-fn resolve_merges(
-    merges: &[(Vec<u8>, Vec<u8>)],
-    ids: &FxHashMap<Box<[u8]>, u32>,
+fn resolve_merges<'m>(
+    merges: impl ExactSizeIterator<Item = (&'m [u8], &'m [u8])>,
+    vocab: &Vocab,
+    ids: &TokenIds,
 ) -> Result<Vec<Merge>> {
     if merges.len() > ID_LIMIT as usize {
         return Err(Error::Argument(format!(
@@ -438,21 +495,25 @@ fn resolve_merges(
         )));
     }
     let find = |rank: usize, token_bytes: &[u8]| {
-        ids.get(token_bytes).copied().ok_or_else(|| {
+        ids.get(vocab, token_bytes).ok_or_else(|| {
             Error::Argument(format!(
                 "merge {rank} needs the token \"{}\", which the vocabulary does not hold",
                 token_bytes.escape_ascii()
             ))
         })
     };
-    let resolve = |(rank, (left, right)): (usize, &(Vec<u8>, Vec<u8>))| {
+    let mut joined = Vec::new();
+    let resolve = |(rank, (left, right)): (usize, (&[u8], &[u8]))| {
+        joined.clear();
+        joined.extend_from_slice(left);
+        joined.extend_from_slice(right);
         Ok(Merge {
             left: find(rank, left)?,
             right: find(rank, right)?,
-            new: find(rank, &[left.as_slice(), right].concat())?,
+            new: find(rank, &joined)?,
         })
     };
-    merges.iter().enumerate().map(resolve).collect()
+    merges.enumerate().map(resolve).collect()
 }
 
 #[cfg(test)]

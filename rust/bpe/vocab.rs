@@ -1,7 +1,5 @@
 //! Token ids and their bytes.
 
-use rustc_hash::FxHashMap;
-
 use crate::TokenId;
 use crate::error::{Error, Result};
 
@@ -39,10 +37,7 @@ impl Vocab {
     /// `Argument` for an id out of range or given twice, an empty token, or 4 GiB of bytes.
     pub fn new(mut entries: Vec<(u32, Vec<u8>)>) -> Result<Self> {
         entries.sort_by_key(|(id, _)| *id);
-        let mut vocab = Self {
-            bytes: vec![0; MARGIN],
-            starts: vec![0],
-        };
+        let mut vocab = Self::empty();
         for (id, token_bytes) in entries {
             if id >= ID_LIMIT {
                 return Err(Error::Argument(format!(
@@ -64,6 +59,18 @@ impl Vocab {
             vocab.push(&token_bytes)?;
         }
         Ok(vocab)
+    }
+
+    pub(super) fn empty() -> Self {
+        Self {
+            bytes: vec![0; MARGIN],
+            starts: vec![0],
+        }
+    }
+
+    /// Appends an id without bytes.
+    pub(super) fn push_hole(&mut self) {
+        self.starts.push(self.n_bytes() as u32);
     }
 
     /// Appends a token; its id is the former [`Vocab::len`].
@@ -145,13 +152,6 @@ impl Vocab {
     /// Every id with its bytes, ascending, holes left out.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
         (0..self.len() as u32).filter_map(|id| Some((id, self.get(id)?)))
-    }
-
-    /// Bytes to id; where two ids have the same bytes, the last one.
-    pub(super) fn ids(&self) -> FxHashMap<Box<[u8]>, u32> {
-        self.iter()
-            .map(|(id, token_bytes)| (token_bytes.into(), id))
-            .collect()
     }
 }
 

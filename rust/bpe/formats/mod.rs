@@ -1,5 +1,6 @@
 //! Tokenizer files: our canonical JSON, and the byte-level formats of others.
 
+mod canonical;
 mod gguf;
 mod gpt2;
 mod hf;
@@ -91,11 +92,26 @@ pub fn load(
     if let Some(pattern) = pattern {
         Pattern::new(pattern)?;
     }
+    let is_as_saved = pattern.is_none() && special_tokens.is_empty();
+    if is_as_saved
+        && matches!(format, None | Some(Format::Rslm))
+        && let Some(tokenizer) = read_canonical(path)?
+    {
+        return Ok(tokenizer);
+    }
     let mut parts = read_parts(path, format, pattern, special_tokens).map_err(shorten)?;
     if let Some(pattern) = pattern {
         pattern.clone_into(&mut parts.pattern);
     }
     build(path, parts, special_tokens)
+}
+
+/// A tokenizer in our canonical form; `None` for any other file, and for what is wrong.
+fn read_canonical(path: &Path) -> Result<Option<Tokenizer>> {
+    if !canonical::begins(&first_bytes::<64>(path)?) {
+        return Ok(None);
+    }
+    Ok(canonical::parse(&read_file(path)?))
 }
 
 fn read_parts(
@@ -160,6 +176,9 @@ pub fn to_files(tokenizer: &Tokenizer, format: Format) -> Result<Vec<(&'static s
 /// # Errors
 /// `Format` where the bytes are no tokenizer of ours.
 pub fn from_canonical_json(bytes: &[u8]) -> Result<Tokenizer> {
+    if let Some(tokenizer) = canonical::parse(bytes) {
+        return Ok(tokenizer);
+    }
     let path = Path::new("tokenizer JSON");
     let parts = native::parse(path, &parse_json(path, bytes)?).map_err(shorten)?;
     build(path, parts, &[])
@@ -232,12 +251,13 @@ fn check_regular(path: &Path) -> Result<u64> {
     ))
 }
 
-fn first_bytes(path: &Path) -> Result<[u8; 4]> {
+/// Zeros stand for what a shorter file does not have.
+fn first_bytes<const N: usize>(path: &Path) -> Result<[u8; N]> {
     check_regular(path)?;
-    let mut bytes = [0; 4];
+    let mut bytes = [0; N];
     let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
     let mut rest = &mut bytes[..];
-    std::io::copy(&mut file.take(4), &mut rest).map_err(|error| Error::io(path, error))?;
+    std::io::copy(&mut file.take(N as u64), &mut rest).map_err(|error| Error::io(path, error))?;
     Ok(bytes)
 }
 

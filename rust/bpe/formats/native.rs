@@ -8,12 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
+use super::canonical;
 use crate::bpe::tokenizer::{MergeBy, Parts, Tokenizer};
 use crate::error::{Error, Result};
 use crate::pretokenize::UNICODE_VERSION;
 
 pub(super) const FORMAT: &str = "rslm-tokenizer";
-const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 1;
 
 const MERGE_BY: [MergeBy; 3] = [MergeBy::Merges, MergeBy::Ids, MergeBy::TokensThenMerges];
 
@@ -23,6 +24,13 @@ fn name_of(merge_by: MergeBy) -> &'static str {
         MergeBy::Ids => "ids",
         MergeBy::TokensThenMerges => "tokens_then_merges",
     }
+}
+
+/// The rule of merging that has a name.
+pub(super) fn merge_by_of(name: &str) -> Option<MergeBy> {
+    MERGE_BY
+        .into_iter()
+        .find(|&merge_by| name_of(merge_by) == name)
 }
 
 /// The canonical JSON of a tokenizer.
@@ -41,13 +49,16 @@ pub fn to_canonical_json(tokenizer: &Tokenizer) -> Vec<u8> {
         .special_tokens()
         .map(|(text, id)| (text.to_owned(), json!(id)))
         .collect();
-    let mut out = format!(r#"{{"format":"{FORMAT}","merge_by":"{name}","merges":["#);
+    let head = format!(r#"{{"format":"{FORMAT}","merge_by":"{name}","merges":["#);
+    // A token takes four letters for three bytes begun, and three or so around them.
+    let mut out = Vec::with_capacity(48 * merges.len() + 16 * vocab.len() + (1 << 12));
+    out.extend_from_slice(head.as_bytes());
     for (rank, merge) in merges.iter().enumerate() {
-        out.push_str(if rank == 0 { "[" } else { ",[" });
+        out.extend_from_slice(if rank == 0 { b"[" } else { b",[" });
         push_token(&mut out, vocab.get(merge.left));
-        out.push(',');
+        out.push(b',');
         push_token(&mut out, vocab.get(merge.right));
-        out.push(']');
+        out.push(b']');
     }
     let rest = json!({
         "pattern": tokenizer.pattern().as_str(),
@@ -55,31 +66,29 @@ pub fn to_canonical_json(tokenizer: &Tokenizer) -> Vec<u8> {
         "unicode_version": UNICODE_VERSION,
         "version": VERSION,
     });
-    let rest = rest.to_string();
-    write!(out, r#"],{},"vocab":["#, &rest[1..rest.len() - 1]).expect("a string grows");
+    let rest = to_ascii(&rest.to_string());
+    out.extend_from_slice(b"],");
+    out.extend_from_slice(&rest.as_bytes()[1..rest.len() - 1]);
+    out.extend_from_slice(br#","vocab":["#);
     for id in 0..vocab.len() as u32 {
         if id > 0 {
-            out.push(',');
+            out.push(b',');
         }
         push_token(&mut out, vocab.get(id));
     }
-    out.push_str("]}");
-    to_ascii(&out)
+    out.extend_from_slice(b"]}");
+    out
 }
 
-fn push_token(out: &mut String, token_bytes: Option<&[u8]>) {
+fn push_token(out: &mut Vec<u8>, token_bytes: Option<&[u8]>) {
     match token_bytes {
-        Some(token_bytes) => {
-            out.push('"');
-            BASE64.encode_string(token_bytes, out);
-            out.push('"');
-        }
-        None => out.push_str("null"),
+        Some(token_bytes) => canonical::push_token(out, token_bytes),
+        None => out.extend_from_slice(b"null"),
     }
 }
 
 /// Escapes what is not ASCII, which JSON holds in strings only.
-fn to_ascii(text: &str) -> Vec<u8> {
+fn to_ascii(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_ascii() {
@@ -90,7 +99,7 @@ fn to_ascii(text: &str) -> Vec<u8> {
             }
         }
     }
-    out.into_bytes()
+    out
 }
 
 pub(super) fn parse(path: &Path, value: &Value) -> Result<Parts> {
@@ -99,8 +108,7 @@ pub(super) fn parse(path: &Path, value: &Value) -> Result<Parts> {
     reader.expect("version", &json!(VERSION))?;
     reader.expect("unicode_version", &json!(UNICODE_VERSION))?;
     let name = reader.text("merge_by")?;
-    let known = MERGE_BY.into_iter().find(|&other| name_of(other) == name);
-    let Some(merge_by) = known else {
+    let Some(merge_by) = merge_by_of(name) else {
         return Err(reader.error(format!(
             "merge_by must be merges, ids or tokens_then_merges, got {name:?}"
         )));
