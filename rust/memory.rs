@@ -1,4 +1,6 @@
-//! What the system is told about large buffers.
+//! What the system is told about large buffers, and about large files.
+
+use std::fs::File;
 
 /// Asks for huge pages behind a large buffer that nothing was written to yet: an empty one
 /// that is about to be filled, or one of zeros.
@@ -21,4 +23,27 @@ pub(crate) fn with_huge_pages<T>(buffer: Vec<T>) -> Vec<T> {
         }
     }
     buffer
+}
+
+/// Asks the system to begin bringing some bytes of a file to the disk, which goes on beside
+/// the work: whoever syncs the file later waits for the rest only. A wish, no promise.
+pub(crate) fn begin_writing_back(file: &File, start: u64, n_bytes: u64) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd;
+        let (Ok(start), Ok(n_bytes)) = (start.try_into(), n_bytes.try_into()) else {
+            return;
+        };
+        // SAFETY: the descriptor is open as long as the file is; no memory is handed over.
+        unsafe {
+            libc::sync_file_range(
+                file.as_raw_fd(),
+                start,
+                n_bytes,
+                libc::SYNC_FILE_RANGE_WRITE,
+            );
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, start, n_bytes);
 }

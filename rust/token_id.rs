@@ -1,7 +1,7 @@
 //! The integer types that token ids have in memory and in files.
 
 /// `u16` for vocabularies of at most 65,536 tokens, which halves what is written, or `u32`.
-pub trait TokenId: Copy + Default + Send + Sync + 'static {
+pub trait TokenId: Copy + Default + Ord + Send + Sync + 'static {
     /// The id in this type; it is known to fit.
     fn from_id(id: u32) -> Self;
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::buffers::Buffer;
 use super::in_order::Job;
 use super::input::InputOptions;
 use super::jsonl::{Lines, texts_of_lines};
@@ -111,7 +112,7 @@ impl Splitter {
 
 /// Text that can be worked on by itself.
 pub struct Block {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     /// Where each independent text in `bytes` ends.
     ends: Vec<usize>,
     /// Set where `bytes` are JSON lines that have to be taken apart first.
@@ -131,7 +132,8 @@ pub struct Block {
 
 impl Block {
     /// A block of texts of a file; `ends` says where each of them ends.
-    pub(super) fn new(bytes: Vec<u8>, ends: Vec<usize>) -> Self {
+    pub(super) fn new(bytes: impl Into<Buffer>, ends: Vec<usize>) -> Self {
+        let bytes = bytes.into();
         Self {
             n_input_bytes: bytes.len() as u64,
             bytes,
@@ -168,7 +170,8 @@ impl Block {
             n_before: self.position.n_rows,
         };
         let limit = options.max_document_bytes;
-        (self.bytes, self.ends) = texts_of_lines(&lines, &options.text_field, limit, invalid)?;
+        let (bytes, ends) = texts_of_lines(&lines, &options.text_field, limit, invalid)?;
+        (self.bytes, self.ends) = (bytes.into(), ends);
         Ok(())
     }
 
@@ -176,7 +179,8 @@ impl Block {
         if invalid == Invalid::Raw || self.texts().all(|text| str::from_utf8(text).is_ok()) {
             return Ok(());
         }
-        let mut replaced = Self::new(Vec::with_capacity(self.bytes.len()), Vec::new());
+        let mut replaced = Vec::with_capacity(self.bytes.len());
+        let mut ends = Vec::with_capacity(self.ends.len());
         for (text, number) in self.texts().zip(self.position.n_rows..) {
             if invalid == Invalid::Strict
                 && let Err(error) = str::from_utf8(text)
@@ -184,10 +188,10 @@ impl Block {
                 return Err(self.not_utf8(number, error.valid_up_to() as u64));
             }
             let text = String::from_utf8_lossy(text);
-            replaced.bytes.extend_from_slice(text.as_bytes());
-            replaced.ends.push(replaced.bytes.len());
+            replaced.extend_from_slice(text.as_bytes());
+            ends.push(replaced.len());
         }
-        (self.bytes, self.ends) = (replaced.bytes, replaced.ends);
+        (self.bytes, self.ends) = (replaced.into(), ends);
         Ok(())
     }
 

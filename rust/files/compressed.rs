@@ -26,6 +26,7 @@ pub(super) struct InputReader {
     path: PathBuf,
     is_compressed: bool,
     bytes: Box<dyn Read>,
+    /// Counted below a decoder, and here where there is none.
     n_file_bytes: Rc<Cell<u64>>,
 }
 
@@ -40,19 +41,17 @@ impl InputReader {
         if !is_compressed {
             n_file_bytes.set(file.seek(SeekFrom::Start(offset)).map_err(io)?);
         }
-        let file = Counted {
-            file,
-            n_bytes: Rc::clone(&n_file_bytes),
+        let buffered = |file| {
+            let n_bytes = Rc::clone(&n_file_bytes);
+            BufReader::with_capacity(BUFFER_BYTES, Counted { file, n_bytes })
         };
         let bytes: Box<dyn Read> = match input.compression {
+            // As it is: a file reads into memory that nobody has filled, anything else has
+            // it zeroed first.
             Compression::None => Box::new(file),
-            Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(
-                BUFFER_BYTES,
-                file,
-            ))),
+            Compression::Gzip => Box::new(MultiGzDecoder::new(buffered(file))),
             Compression::Zstd => {
-                let buffered = BufReader::with_capacity(BUFFER_BYTES, file);
-                let mut decoder = zstd::Decoder::with_buffer(buffered).map_err(io)?;
+                let mut decoder = zstd::Decoder::with_buffer(buffered(file)).map_err(io)?;
                 decoder.window_log_max(MAX_WINDOW_LOG).map_err(io)?;
                 Box::new(decoder)
             }
@@ -74,7 +73,11 @@ impl InputReader {
     /// Appends up to `n` bytes of text; fewer only at its end.
     pub fn read(&mut self, n: usize, into: &mut Vec<u8>) -> Result<usize> {
         let read = self.bytes.by_ref().take(n as u64).read_to_end(into);
-        read.map_err(|error| self.error(error))
+        let n_read = read.map_err(|error| self.error(error))?;
+        if !self.is_compressed {
+            self.n_file_bytes.update(|before| before + n_read as u64);
+        }
+        Ok(n_read)
     }
 
     /// Passes over `n` bytes of text.

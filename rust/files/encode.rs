@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::blocks::{Block, Invalid, Splitter};
-use super::in_order::{in_order, thread_count};
+use super::in_order::{Job, in_order, thread_count};
 use super::input::InputOptions;
 use super::source::{FileBlocks, OpenRows};
 use crate::bpe::Tokenizer;
@@ -74,6 +74,8 @@ pub fn encode_files(
 struct EncodedBlock<I> {
     token_ids: Vec<I>,
     document_ends: Vec<usize>,
+    /// Bytes of text that the ids stand for, where that is known without adding them up.
+    n_utf8_bytes: Option<u64>,
     position: Position,
     n_input_bytes: u64,
 }
@@ -119,7 +121,11 @@ impl Encoder<'_> {
                     n_tokens: known as u64,
                     ..block.position
                 });
-                writer.write(&block.token_ids[known..], &ends)?;
+                let rest = &block.token_ids[known..];
+                match block.n_utf8_bytes {
+                    Some(n_bytes) if known == 0 => writer.write_text(rest, &ends, n_bytes)?,
+                    _ => writer.write(rest, &ends)?,
+                }
                 spare().push(block.token_ids);
                 done += block.n_input_bytes;
                 progress("encode", done, total_bytes)
@@ -140,15 +146,21 @@ impl Encoder<'_> {
     ) -> Result<EncodedBlock<I>> {
         block.prepare(self.invalid)?;
         token_ids.clear();
+        // Most text has more bytes to a token: so the buffer hardly ever grows.
+        token_ids.reserve(block.n_bytes() / 3);
         let mut document_ends = Vec::new();
+        let mut n_special_bytes = 0;
         let mut texts = block.texts().peekable();
         while let Some(text) = texts.next() {
             let start = token_ids.len();
             if block.holds_specials {
-                self.tokenizer.encode_into(text, &mut token_ids)?;
-                let ids = (start..).zip(&token_ids[start..]);
-                let ends = ids.filter(|(_, id)| Some(id.id()) == self.end_of_text);
-                document_ends.extend(ends.map(|(i, _)| i + 1));
+                let found = |place, id| {
+                    n_special_bytes += self.tokenizer.vocab().get(id).map_or(0, <[u8]>::len);
+                    if Some(id) == self.end_of_text {
+                        document_ends.push(place + 1);
+                    }
+                };
+                self.tokenizer.encode_finding(text, &mut token_ids, found)?;
             } else {
                 self.tokenizer.encode_ordinary_into(text, &mut token_ids)?;
             }
@@ -159,7 +171,10 @@ impl Encoder<'_> {
                 document_ends.push(token_ids.len());
             }
         }
+        // Ordinary text may hold what looks like a special token, and merges may make it one.
+        let n_bytes = (block.n_bytes() - n_special_bytes) as u64;
         Ok(EncodedBlock {
+            n_utf8_bytes: block.holds_specials.then_some(n_bytes),
             document_ends,
             position: block.position,
             n_input_bytes: block.n_input_bytes,

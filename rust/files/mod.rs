@@ -1,7 +1,8 @@
 //! The whole-corpus jobs: files -> pretoken counts, files -> token files.
 //!
 //! - `input`, `compressed`: what a file is by its name, and its bytes, decompressed,
-//! - `source`, `text`, `blocks`, `jsonl`: files -> blocks of text, and the texts in them,
+//! - `source`, `text`, `blocks`, `buffers`, `jsonl`: files -> blocks of text, and the texts in
+//!   them,
 //! - `in_order`: work in parallel, results in order; `encode`: blocks -> token file.
 //!
 //! One thread reads blocks that end where a text may be divided ([`Splitter::last_cut`]),
@@ -10,6 +11,7 @@
 
 mod batch;
 mod blocks;
+mod buffers;
 mod compressed;
 mod count;
 mod encode;

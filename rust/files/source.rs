@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::blocks::{Block, Splitter};
+use super::buffers::Buffers;
 use super::input::{Compression, Format, Input, InputOptions};
 use super::text::{BLOCK_BYTES, TextContent, last_line_end};
 use crate::error::{Error, Result};
@@ -36,6 +37,7 @@ pub struct FileBlocks<'s> {
     open: Option<Open>,
     total_bytes: u64,
     block_bytes: usize,
+    buffers: Buffers,
 }
 
 /// The file that is being read.
@@ -84,6 +86,7 @@ impl<'s> FileBlocks<'s> {
             total_bytes: inputs.iter().map(|input| input.n_bytes).sum(),
             inputs,
             block_bytes: BLOCK_BYTES,
+            buffers: Buffers::default(),
         })
     }
 
@@ -157,7 +160,11 @@ impl<'s> FileBlocks<'s> {
             let rows = open_rows(&input.path, &self.options.text_field, position.offset)?;
             Content::Rows(rows)
         } else {
-            Content::Text(TextContent::open(&input, position.offset)?)
+            Content::Text(TextContent::open(
+                &input,
+                position.offset,
+                self.buffers.clone(),
+            )?)
         };
         Ok(Open {
             input,

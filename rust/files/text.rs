@@ -1,11 +1,12 @@
 //! The text of a file, up to places where it may be divided.
 
+use super::buffers::{Buffer, Buffers};
 use super::compressed::InputReader;
 use super::input::Input;
 use crate::error::{Error, Result};
 
 /// Usual size of a block.
-pub(super) const BLOCK_BYTES: usize = 4 << 20;
+pub(super) const BLOCK_BYTES: usize = 1 << 20;
 /// Text passed over between two looks at Ctrl-C.
 const SKIP_BYTES: u64 = 64 << 20;
 
@@ -15,16 +16,18 @@ pub(super) struct TextContent {
     n_to_skip: u64,
     /// Text behind the last block's end.
     carry: Vec<u8>,
+    buffers: Buffers,
 }
 
 impl TextContent {
     /// Opens a file of text at a byte of that text.
-    pub fn open(input: &Input, offset: u64) -> Result<Self> {
+    pub fn open(input: &Input, offset: u64, buffers: Buffers) -> Result<Self> {
         let (reader, n_to_skip) = InputReader::open(input, offset)?;
         Ok(Self {
             reader,
             n_to_skip,
             carry: Vec::new(),
+            buffers,
         })
     }
 
@@ -43,25 +46,29 @@ impl TextContent {
         block_bytes: usize,
         limit: usize,
         cut: impl Fn(&[u8], usize) -> std::result::Result<usize, usize>,
-    ) -> Result<(Vec<u8>, bool)> {
+    ) -> Result<(Buffer, bool)> {
         if self.n_to_skip > 0 {
             let now = self.n_to_skip.min(SKIP_BYTES);
             self.reader.skip(now)?;
             self.n_to_skip -= now;
-            return Ok((Vec::new(), false));
+            return Ok((Vec::new().into(), false));
         }
-        let mut bytes = std::mem::take(&mut self.carry);
-        let (mut wanted, mut from) = (block_bytes, 0);
+        let mut bytes = self.buffers.take();
+        bytes.reserve_exact(block_bytes.max(self.carry.len()));
+        bytes.append(&mut self.carry);
+        // With what was left over no more than a block, so that all buffers are alike.
+        let rest = block_bytes.saturating_sub(bytes.len());
+        let (mut wanted, mut from) = (if rest > 0 { rest } else { block_bytes }, 0);
         loop {
             bytes.reserve(wanted);
             if self.reader.read(wanted, &mut bytes)? < wanted {
-                return Ok((bytes, true));
+                return Ok((self.buffers.lend(bytes, block_bytes), true));
             }
             match cut(&bytes, from) {
                 Ok(at) => {
-                    self.carry = bytes[at..].to_vec();
+                    self.carry.extend_from_slice(&bytes[at..]);
                     bytes.truncate(at);
-                    return Ok((bytes, false));
+                    return Ok((self.buffers.lend(bytes, block_bytes), false));
                 }
                 Err(_) if bytes.len() > limit => {
                     let reason = format!(

@@ -43,32 +43,38 @@ pub(super) struct ManifestTokenizer {
 
 /// One shard; file names and sizes follow from its place and counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ShardRecord {
+pub struct ShardRecord {
+    /// Tokens of its payload.
     pub n_tokens: u64,
+    /// Entries of its index.
     pub n_documents: u64,
+    /// Bytes of text that its tokens stand for.
     pub n_utf8_bytes: u64,
+    /// SHA-256 of the payload.
     pub sha256: [u8; 32],
+    /// SHA-256 of the whole index file.
     pub index_sha256: [u8; 32],
+    /// CRC-32 of each block of the payload.
     pub crc32: Vec<u32>,
 }
 
 impl ShardRecord {
     /// Size of the shard's file: header and payload.
-    pub fn file_bytes(&self, itemsize: u8) -> u64 {
+    pub(super) fn file_bytes(&self, itemsize: u8) -> u64 {
         self.n_tokens
             .saturating_mul(u64::from(itemsize))
             .saturating_add(HEADER_BYTES as u64)
     }
 
     /// Size of the index file: one offset more than there are documents.
-    pub fn index_bytes(&self) -> u64 {
+    pub(super) fn index_bytes(&self) -> u64 {
         let offsets = self.n_documents.saturating_add(1);
         offsets
             .saturating_mul(4)
             .saturating_add(NPY_HEADER_BYTES as u64)
     }
 
-    pub fn to_json(&self, index: usize, itemsize: u8) -> Value {
+    pub(super) fn to_json(&self, index: usize, itemsize: u8) -> Value {
         json!({
             "bytes": self.file_bytes(itemsize),
             "crc32": self.crc32,
@@ -85,7 +91,7 @@ impl ShardRecord {
         })
     }
 
-    pub fn from_json(shard: &Value) -> std::result::Result<Self, &'static str> {
+    pub(super) fn from_json(shard: &Value) -> std::result::Result<Self, &'static str> {
         Ok(Self {
             n_tokens: count(shard, "n_tokens")?,
             n_documents: count(shard, "n_documents")?,
@@ -135,6 +141,7 @@ impl Manifest {
             n_shards: self.shards.len() as u32,
             itemsize: self.itemsize(),
             fingerprint: self.fingerprint(),
+            shards: self.shards.clone(),
         }
     }
 
@@ -160,13 +167,17 @@ impl Manifest {
 
     /// The text of `manifest.json`.
     pub fn encode(&self) -> Vec<u8> {
-        let text = self.to_text(NO_HASH);
+        let mut text = self.to_text();
         let own_hash = hex(&Sha256::digest(&text));
-        self.to_text(&own_hash).into_bytes()
+        // No string holds the end of a line, so this is the key of the outermost object.
+        let key = "\n  \"manifest_sha256\": \"";
+        let start = text.find(key).expect("the key is there") + key.len();
+        text.replace_range(start..start + NO_HASH.len(), &own_hash);
+        text.into_bytes()
     }
 
     // Keys are listed in sorted order, so the text does not depend on how the map keeps them.
-    fn to_text(&self, own_hash: &str) -> String {
+    fn to_text(&self) -> String {
         let totals = self.summary();
         let itemsize = self.itemsize();
         let shards = self
@@ -184,7 +195,7 @@ impl Manifest {
             "dtype": if itemsize == 2 { "uint16" } else { "uint32" },
             "fingerprint": totals.fingerprint,
             "format": FORMAT,
-            "manifest_sha256": own_hash,
+            "manifest_sha256": NO_HASH,
             "n_documents": totals.n_documents,
             "n_shards": totals.n_shards,
             "n_split_documents": self.n_split_documents,
@@ -197,7 +208,8 @@ impl Manifest {
             "tokenizer": self.tokenizer.to_json(),
             "version": VERSION,
         });
-        format!("{value:#}\n")
+        let text = serde_json::to_string_pretty(&value);
+        text.expect("every key is a string") + "\n"
     }
 
     /// Reads the text of `manifest.json` and checks it against itself.

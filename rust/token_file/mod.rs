@@ -26,6 +26,7 @@ mod resume;
 mod shard;
 mod writer;
 
+pub use manifest::ShardRecord;
 pub use permutation::permute;
 pub use reader::verify;
 pub use resume::{Position, Resumed};
@@ -94,6 +95,8 @@ pub struct TokenFileSummary {
     pub itemsize: u8,
     /// SHA-256, in hexadecimal, over payload hashes, tokenizer hash and policy.
     pub fingerprint: String,
+    /// The shards in order.
+    pub shards: Vec<ShardRecord>,
 }
 
 /// Bytes per token for a vocabulary: 2 as long as every id fits, never wrapped.
@@ -112,7 +115,7 @@ fn index_name(index: usize) -> String {
 }
 
 /// Lower-case hexadecimal, as `hashlib` prints digests.
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes
         .iter()

@@ -1,11 +1,12 @@
 //! One shard on its way to the disk.
 //!
-//! Payload and hashes go together, block by block, while the block is in the cache. A file
+//! Payload and hashes go together, piece by piece, while the piece is in the cache. A file
 //! is written beside its name with zeros for a header; the header follows when the hashes
 //! are known, then the file is synced and renamed.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -15,16 +16,27 @@ use super::manifest::ShardRecord;
 use super::{CRC_BLOCK_BYTES, index_name, shard_name};
 use crate::TokenId;
 use crate::error::{Error, Result};
+use crate::memory::begin_writing_back;
 
-/// One open shard: the payload, block by block, and the index of its documents.
+/// What is gathered before it is hashed and written: it is still in a cache then, and in
+/// smaller pieces the system takes longer. The blocks that have a CRC-32 are whole multiples.
+const PIECE_BYTES: usize = 1 << 20;
+const _: () = assert!(CRC_BLOCK_BYTES.is_multiple_of(PIECE_BYTES));
+
+/// One open shard: the payload, piece by piece, and the index of its documents.
 #[derive(Debug)]
 pub(super) struct ShardWriter {
     payload: PendingFile,
     index: BufWriter<PendingFile>,
     itemsize: u8,
-    block: Vec<u8>,
+    piece: Box<[u8]>,
+    /// Bytes of `piece` that count.
+    n_piece: usize,
     sha256: Sha256,
     crc32: Vec<u32>,
+    block_crc32: crc32fast::Hasher,
+    /// Bytes of the block that is being hashed.
+    n_block: usize,
     n_tokens: u64,
     n_documents: u64,
     n_utf8_bytes: u64,
@@ -39,9 +51,12 @@ impl ShardWriter {
             payload,
             index: BufWriter::with_capacity(1 << 16, index),
             itemsize,
-            block: Vec::with_capacity(CRC_BLOCK_BYTES),
+            piece: vec![0; PIECE_BYTES].into(),
+            n_piece: 0,
             sha256: Sha256::new(),
             crc32: Vec::new(),
+            block_crc32: crc32fast::Hasher::new(),
+            n_block: 0,
             n_tokens: 0,
             n_documents: 0,
             n_utf8_bytes: 0,
@@ -65,31 +80,29 @@ impl ShardWriter {
     }
 
     /// Appends tokens of one document; the ids are known to fit.
-    pub fn append<I: TokenId>(
-        &mut self,
-        mut token_ids: &[I],
-        token_byte_lengths: &[u32],
-    ) -> Result<()> {
+    pub fn append<I: TokenId>(&mut self, mut token_ids: &[I]) -> Result<()> {
         if !token_ids.is_empty() && !self.document_open {
             self.document_open = true;
             self.n_documents += 1;
             self.write_offset()?;
         }
         self.n_tokens += token_ids.len() as u64;
-        self.n_utf8_bytes += token_ids
-            .iter()
-            .map(|id| u64::from(token_byte_lengths[id.id() as usize]))
-            .sum::<u64>();
         while !token_ids.is_empty() {
-            let room = (CRC_BLOCK_BYTES - self.block.len()) / usize::from(self.itemsize);
-            let (now, later) = token_ids.split_at(token_ids.len().min(room));
-            push_ids(&mut self.block, now, self.itemsize);
-            if now.len() == room {
-                self.flush_block()?;
+            let room = &mut self.piece[self.n_piece..];
+            let n = token_ids.len().min(room.len() / usize::from(self.itemsize));
+            let (now, later) = token_ids.split_at(n);
+            self.n_piece += write_ids(room, now, self.itemsize);
+            if self.n_piece == PIECE_BYTES {
+                self.flush_piece()?;
             }
             token_ids = later;
         }
         Ok(())
+    }
+
+    /// Counts bytes of text that appended tokens stand for.
+    pub fn add_utf8_bytes(&mut self, n: u64) {
+        self.n_utf8_bytes += n;
     }
 
     /// Writes where in this shard the stream stands to the index.
@@ -100,20 +113,34 @@ impl ShardWriter {
             .map_err(|e| Error::io(&self.index.get_ref().path, e))
     }
 
-    fn flush_block(&mut self) -> Result<()> {
-        self.sha256.update(&self.block);
-        self.crc32.push(crc32fast::hash(&self.block));
+    fn flush_piece(&mut self) -> Result<()> {
+        let piece = &self.piece[..self.n_piece];
+        self.sha256.update(piece);
+        self.block_crc32.update(piece);
         self.payload
-            .write_all(&self.block)
+            .write_all(piece)
             .map_err(|e| Error::io(&self.payload.path, e))?;
-        self.block.clear();
+        self.n_block += self.n_piece;
+        self.n_piece = 0;
+        if self.n_block == CRC_BLOCK_BYTES {
+            self.end_block();
+            let end = (HEADER_BYTES + self.crc32.len() * CRC_BLOCK_BYTES) as u64;
+            let block = CRC_BLOCK_BYTES as u64;
+            begin_writing_back(&self.payload.file, end - block, block);
+        }
         Ok(())
+    }
+
+    fn end_block(&mut self) {
+        self.crc32.push(mem::take(&mut self.block_crc32).finalize());
+        self.n_block = 0;
     }
 
     /// Completes the index, whose hash the payload's header needs, and hands over the payload.
     pub fn close_index(mut self) -> Result<(ShardRecord, PendingFile)> {
-        if !self.block.is_empty() {
-            self.flush_block()?;
+        self.flush_piece()?;
+        if self.n_block > 0 {
+            self.end_block();
         }
         self.write_offset()?;
         let path = self.index.get_ref().path.clone();
@@ -134,11 +161,8 @@ impl ShardWriter {
     }
 }
 
-/// Appends ids as little-endian integers of `itemsize` bytes.
-fn push_ids<I: TokenId>(block: &mut Vec<u8>, token_ids: &[I], itemsize: u8) {
-    let start = block.len();
-    block.resize(start + token_ids.len() * usize::from(itemsize), 0);
-    let target = &mut block[start..];
+/// Writes ids as little-endian integers of `itemsize` bytes; returns how many bytes.
+fn write_ids<I: TokenId>(target: &mut [u8], token_ids: &[I], itemsize: u8) -> usize {
     if itemsize == 2 {
         for (bytes, id) in target.as_chunks_mut::<2>().0.iter_mut().zip(token_ids) {
             *bytes = (id.id() as u16).to_le_bytes();
@@ -148,6 +172,7 @@ fn push_ids<I: TokenId>(block: &mut Vec<u8>, token_ids: &[I], itemsize: u8) {
             *bytes = id.id().to_le_bytes();
         }
     }
+    token_ids.len() * usize::from(itemsize)
 }
 
 /// SHA-256 of an index file; read back, because its header comes first and is known last.
@@ -215,10 +240,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn push_ids_is_little_endian_at_both_widths() {
-        let mut block = vec![9];
-        push_ids(&mut block, &[1u32, 0xFFFE], 2);
-        push_ids(&mut block, &[0x0001_0203u32], 4);
-        assert_eq!(block, [9, 1, 0, 0xFE, 0xFF, 3, 2, 1, 0]);
+    fn write_ids_is_little_endian_at_both_widths() {
+        let mut bytes = [9; 9];
+        assert_eq!(write_ids(&mut bytes, &[1u32, 0xFFFE], 2), 4);
+        assert_eq!(write_ids(&mut bytes[4..], &[0x0001_0203u32], 4), 4);
+        assert_eq!(bytes, [1, 0, 0xFE, 0xFF, 3, 2, 1, 0, 9]);
     }
 }

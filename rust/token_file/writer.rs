@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// Writes a stream of token ids as a token file.
 ///
-/// Memory: one block of 4 MiB, whatever the length of the stream. Dropping a writer that
+/// Memory: a buffer of 1 MiB, whatever the length of the stream. Dropping a writer that
 /// was not finished removes everything it wrote; one that resumes keeps finished shards.
 ///
 /// What has its name is on the disk: a file is synced before it is renamed and its folder
@@ -120,18 +120,52 @@ impl TokenFileWriter {
     /// If an id is not below the vocabulary size or an end is out of order (nothing is
     /// written then), or if the system refuses to write. A writer that failed stays failed.
     pub fn write<I: TokenId>(&mut self, token_ids: &[I], document_ends: &[usize]) -> Result<()> {
+        self.write_counted(token_ids, document_ends, None)
+    }
+
+    /// As [`Self::write`] where it is known how many bytes of text the tokens stand for, so
+    /// that they need not be added up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`].
+    pub fn write_text<I: TokenId>(
+        &mut self,
+        token_ids: &[I],
+        document_ends: &[usize],
+        n_utf8_bytes: u64,
+    ) -> Result<()> {
+        let shard = self.shard.as_ref();
+        let n_before = shard.map_or(0, ShardWriter::n_tokens);
+        // Where a shard may be closed in between, each has to be given its part.
+        let is_one_shard = n_before + (token_ids.len() as u64) < self.shard_tokens;
+        let known = is_one_shard.then_some(n_utf8_bytes);
+        self.write_counted(token_ids, document_ends, known)
+    }
+
+    fn write_counted<I: TokenId>(
+        &mut self,
+        token_ids: &[I],
+        document_ends: &[usize],
+        n_utf8_bytes: Option<u64>,
+    ) -> Result<()> {
         self.check_usable()?;
         // Stays set if any of the following returns early.
         self.failed = true;
         self.check_ids(token_ids)?;
         self.check_ends(document_ends, token_ids.len())?;
+        let is_known = n_utf8_bytes.is_some();
         let mut start = 0;
         for &end in document_ends {
-            self.append(&token_ids[start..end])?;
+            self.append(&token_ids[start..end], is_known)?;
             self.end_document()?;
             start = end;
         }
-        self.append(&token_ids[start..])?;
+        self.append(&token_ids[start..], is_known)?;
+        if let (Some(n_bytes), Some(shard)) = (n_utf8_bytes, &mut self.shard) {
+            debug_assert_eq!(n_bytes, bytes_of_text(token_ids, &self.token_byte_lengths));
+            shard.add_utf8_bytes(n_bytes);
+        }
         self.failed = false;
         Ok(())
     }
@@ -161,13 +195,10 @@ impl TokenFileWriter {
 
     fn check_ids<I: TokenId>(&self, token_ids: &[I]) -> Result<()> {
         let vocab_size = self.manifest.tokenizer.vocab_size;
-        // The maximum vectorises; the position is looked up only to report it.
-        if token_ids
-            .iter()
-            .map(|id| id.id())
-            .max()
-            .is_none_or(|id| id < vocab_size)
-        {
+        // The maximum vectorises, of the ids as they are; the position is looked up only to
+        // report it.
+        let largest = token_ids.iter().copied().fold(I::default(), I::max);
+        if token_ids.is_empty() || largest.id() < vocab_size {
             return Ok(());
         }
         let at = token_ids
@@ -194,8 +225,9 @@ impl TokenFileWriter {
         Ok(())
     }
 
-    /// Appends tokens of one document, going on in the next shard where one is full.
-    fn append<I: TokenId>(&mut self, mut token_ids: &[I]) -> Result<()> {
+    /// Appends tokens of one document, going on in the next shard where one is full. Where
+    /// `n_bytes_known`, somebody else says how many bytes of text they stand for.
+    fn append<I: TokenId>(&mut self, mut token_ids: &[I], n_bytes_known: bool) -> Result<()> {
         while !token_ids.is_empty() {
             let mut shard = match self.shard.take() {
                 Some(shard) => shard,
@@ -203,7 +235,10 @@ impl TokenFileWriter {
             };
             let room = self.max_tokens.saturating_sub(shard.n_tokens()) as usize;
             let (now, later) = token_ids.split_at(token_ids.len().min(room));
-            shard.append(now, &self.token_byte_lengths)?;
+            shard.append(now)?;
+            if !n_bytes_known {
+                shard.add_utf8_bytes(bytes_of_text(now, &self.token_byte_lengths));
+            }
             if let Some(position) = &mut self.position {
                 position.n_tokens += now.len() as u64;
             }
@@ -257,6 +292,14 @@ impl TokenFileWriter {
         payload.commit(&header)?;
         self.folder.sync()
     }
+}
+
+/// Bytes of text that some tokens stand for.
+fn bytes_of_text<I: TokenId>(token_ids: &[I], token_byte_lengths: &[u32]) -> u64 {
+    let lengths = token_ids
+        .iter()
+        .map(|id| u64::from(token_byte_lengths[id.id() as usize]));
+    lengths.sum()
 }
 
 #[cfg(test)]
