@@ -1,5 +1,7 @@
 """Text files to token files: the ids of `encode`, with every document ended, for any threads."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def test_encode_files_does_not_depend_on_threads(
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", r"\S+|\s+"])
-@pytest.mark.parametrize("n_bytes", [2**22 - 1, 2**22, 2**22 + 1])
+@pytest.mark.parametrize("n_bytes", [2**20 - 1, 2**20, 2**20 + 1])
 def test_a_file_that_ends_where_a_block_does_ends_its_document(
     n_bytes: int, pattern: str, rust_tokenizer, tmp_path: Path
 ) -> None:
@@ -135,3 +137,35 @@ def test_encode_files_refuses_what_it_cannot_do(rust_tokenizer, tmp_path: Path) 
     tokenizer.encode_files(path, tmp_path / "tokens")
     with pytest.raises((ValueError, FileExistsError), match="tokens"):
         tokenizer.encode_files(path, tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("end_of_text", [END_OF_TEXT, None])
+def test_what_encode_files_returns_is_what_opening_it_returns(
+    end_of_text: str | None, large_texts: list[str], rust_tokenizer, tmp_path: Path
+) -> None:
+    tokenizer = rust_tokenizer("gpt2")
+    paths = write_files(tmp_path / "text", large_texts)
+    for resume in (False, True, True):
+        out = tmp_path / ("resumed" if resume else "tokens")
+        written = tokenizer.encode_files(
+            paths, out, shard_tokens=300_000, end_of_text=end_of_text, resume=resume
+        )
+        opened = rslm.TokenFile.open(out, tokenizer=tokenizer, verify=True)
+        assert len(written.shards) > 1
+        assert vars(written) == {name: vars(opened)[name] for name in vars(written)}
+        assert repr(written) == repr(opened)
+
+
+def test_encoding_files_loads_no_numpy(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text")
+    program = """
+import sys
+import rslm
+tokenizer = rslm.Tokenizer({i: bytes([i]) for i in range(256)}, [], ["<|endoftext|>"])
+token_file = tokenizer.encode_files("text.txt", "tokens")
+assert rslm.TokenFile.open("tokens").n_tokens == 10
+assert "numpy" not in sys.modules, "encode_files or open loads NumPy"
+assert token_file[:4].tolist() == [*b"some"]
+assert "numpy" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=tmp_path)

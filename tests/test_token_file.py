@@ -116,6 +116,12 @@ def test_numpy_alone_reads_payload_and_index(golden: Path):
     assert index.tolist() == [0, 12, 14, 22]
 
 
+def test_a_token_file_must_not_be_changed(golden: Path):
+    token_file = TokenFile.open(golden)
+    with pytest.raises(AttributeError, match="must not be changed, got a new vocab_size"):
+        token_file.vocab_size = 3
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_one_shard_opens_alone(golden: Path, number: int):
     whole = TokenFile.open(golden)
@@ -541,9 +547,9 @@ def test_manifest_true_to_itself_is_compared_with_the_sizes(golden: Path):
     path = golden / "manifest.json"
     manifest = Manifest.decode(path.read_bytes())
     n_tokens = token_file_format.MAX_PAYLOAD_BYTES // manifest.itemsize
-    huge = dataclasses.replace(manifest.shards[0], n_tokens=n_tokens, crc32=(0,) * 256)
+    huge = manifest.shards[0]._replace(n_tokens=n_tokens, crc32=(0,) * 256)
     shards = (huge, manifest.shards[1])
-    path.write_bytes(dataclasses.replace(manifest, shards=shards).encode())
+    path.write_bytes(manifest._replace(shards=shards).encode())
     expected = 1024 + token_file_format.MAX_PAYLOAD_BYTES
     assert_refused(golden, golden / "shard_00000.bin", f"the file must have {expected} bytes")
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 
 from rslm.config import from_record, merge_records, read_config, read_preset, to_record
 from rslm.data.local import Split, read_split
-from rslm.files import write_atomically
+from rslm.files import END_OF_TEXT, write_atomically
 from rslm.terminal import Switch, download_bar, note, progress_bar
-from rslm.token_file_format import END_OF_TEXT
 from rslm.train_config import Precision, TrainConfig
 
 if TYPE_CHECKING:

@@ -1,12 +1,19 @@
 """Files: written so that a crash leaves the old one or the new one; tables read row by row."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+# NumPy takes longer to load than most programs need to tokenize: what needs it loads it.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+END_OF_TEXT = "<|endoftext|>"
+"""What ends a document in a file of text, by convention of GPT-2, and the token for it."""
 
 _BATCH_BYTES = 4 << 20
 
@@ -100,6 +107,7 @@ def _rows(
 
 def _content(texts: Any) -> tuple[bytes, npt.NDArray[np.int64]]:
     """The bytes of an Arrow array of strings, and where each string ends in them."""
+    import numpy as np
     import pyarrow
 
     kind = texts.type.value_type if pyarrow.types.is_dictionary(texts.type) else texts.type

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rslm.config import to_toml
-from rslm.files import write_atomically
-from rslm.token_file_format import END_OF_TEXT
+from rslm.files import END_OF_TEXT, write_atomically
 from rslm.tokenizer import Tokenizer
 from rslm.train_config import DataConfig, TrainConfig
 

@@ -79,19 +79,27 @@ The manifest is JSON in UTF-8: keys sorted, indented by two blanks, one newline 
 Readers trust no size that they have not compared with the size of the file.
 """
 
+from __future__ import annotations
+
 import functools
-import hashlib
 import operator
 import os
 import stat
 import warnings
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol, Self, overload
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    Self,
+    TypeAlias,
+    overload,
+)
 
 from rslm.errors import FormatError
 from rslm.token_file_format import (
@@ -102,15 +110,22 @@ from rslm.token_file_format import (
     NPY_HEADER_BYTES,
     Header,
     Manifest,
+    ShardRecord,
     fingerprint,
     first_difference,
     index_bytes,
     index_name,
+    itemsize_for,
     npy_header,
     shard_name,
 )
 
-Tokens = NDArray[np.unsignedinteger[Any]]
+# What reads tokens loads NumPy; opening a file, as whoever writes one does, takes none.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
 
 class _Hashed(Protocol):
@@ -118,8 +133,7 @@ class _Hashed(Protocol):
     def sha256(self) -> str: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shard:
+class Shard(NamedTuple):
     """One file of a token file: where it is and what it must hold.
 
     A field is None where nothing states it: a plain llm.c file has no index, hashes or bytes
@@ -137,7 +151,6 @@ class Shard:
     crc32: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class TokenFile:
     """A stream of token ids on disk, read in place.
 
@@ -146,12 +159,42 @@ class TokenFile:
     """
 
     path: Path
-    shards: tuple[Shard, ...] = field(repr=False)
-    dtype: np.dtype[np.unsignedinteger[Any]]
+    shards: tuple[Shard, ...]
+    itemsize: int
     vocab_size: int | None
     end_of_text: int | None
     tokenizer_sha256: str | None
-    tokenizer_json: bytes | None = field(default=None, repr=False)
+    tokenizer_json: bytes | None
+
+    # Not a dataclass: to load that module and make the class takes longer than all else that
+    # encoding a small file does in Python.
+    def __init__(
+        self,
+        *,
+        path: Path,
+        shards: tuple[Shard, ...],
+        itemsize: int,
+        vocab_size: int | None,
+        end_of_text: int | None,
+        tokenizer_sha256: str | None,
+        tokenizer_json: bytes | None = None,
+    ) -> None:
+        vars(self).update(
+            path=path,
+            shards=shards,
+            itemsize=itemsize,
+            vocab_size=vocab_size,
+            end_of_text=end_of_text,
+            tokenizer_sha256=tokenizer_sha256,
+            tokenizer_json=tokenizer_json,
+        )
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a TokenFile must not be changed, got a new {name}")
+
+    def __repr__(self) -> str:
+        shown = ("path", "itemsize", "vocab_size", "end_of_text", "tokenizer_sha256")
+        return f"TokenFile({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @classmethod
     def open(
@@ -185,6 +228,44 @@ class TokenFile:
             token_file.verify()
         return token_file
 
+    @classmethod
+    def of_written(
+        cls,
+        path: str | os.PathLike[str],
+        shards: Iterable[tuple[Any, ...]],
+        *,
+        vocab_size: int,
+        end_of_text: int | None,
+        tokenizer_sha256: str,
+        tokenizer_json: bytes,
+    ) -> Self:
+        """The token file in a folder from whoever has just written it: nothing is read.
+
+        Args:
+            path: The folder.
+            shards: What the manifest says of each, in the order of `ShardRecord`.
+            vocab_size: Of the tokenizer, as what follows.
+            end_of_text: The token that ends each document, None where none does.
+            tokenizer_sha256: SHA-256 of `tokenizer_json`, in hexadecimal.
+            tokenizer_json: The canonical JSON.
+        """
+        return cls(
+            path=Path(path),
+            shards=_shards(Path(path), (ShardRecord(*shard) for shard in shards)),
+            itemsize=itemsize_for(vocab_size),
+            vocab_size=vocab_size,
+            end_of_text=end_of_text,
+            tokenizer_sha256=tokenizer_sha256,
+            tokenizer_json=tokenizer_json,
+        )
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """The type of a token."""
+        import numpy as np
+
+        return np.dtype(f"<u{self.itemsize}")
+
     @functools.cached_property
     def n_tokens(self) -> int:
         """Tokens of all shards."""
@@ -215,6 +296,8 @@ class TokenFile:
         Raises:
             FormatError: an index does not ascend from 0 to its shard's end.
         """
+        import numpy as np
+
         indexed = [shard for shard in self.shards if shard.index_path is not None]
         starts = [shard.first_token + _read_index(shard)[:-1] for shard in indexed]
         return np.concatenate([np.empty(0, np.int64), *starts])
@@ -247,6 +330,8 @@ class TokenFile:
             ValueError: the range is not inside the file.
             FormatError: a shard became shorter since it was opened.
         """
+        import numpy as np
+
         # NumPy's own integers would wrap around in the sums below.
         start, count = operator.index(start), operator.index(count)
         if start < 0 or count < 0 or start + count > self.n_tokens:
@@ -279,6 +364,8 @@ class TokenFile:
 
     def tokens(self, shard: int) -> Tokens:
         """The tokens of one shard as a read-only memory map."""
+        import numpy as np
+
         n_tokens = self.shards[shard].n_tokens
         if n_tokens == 0:  # The system maps no empty range.
             return np.empty(0, self.dtype)
@@ -302,6 +389,10 @@ class TokenFile:
 
     def _hash_payload(self, shard: Shard) -> str:
         """SHA-256 of a payload; CRC-32s and ids are checked on the way."""
+        import hashlib
+
+        import numpy as np
+
         sha256 = hashlib.sha256()
         step = CRC_BLOCK_BYTES // self.dtype.itemsize
         for number, start in enumerate(range(0, shard.n_tokens, step)):
@@ -327,6 +418,8 @@ class TokenFile:
 
     @functools.cached_property
     def _ends(self) -> NDArray[np.int64]:
+        import numpy as np
+
         return np.cumsum([shard.n_tokens for shard in self.shards], dtype=np.int64)
 
     @functools.cached_property
@@ -351,22 +444,35 @@ class _Descriptor:
 def _open_folder(folder: Path) -> dict[str, Any]:
     """The fields of a TokenFile, from a manifest with which headers and sizes agree."""
     manifest = _read_manifest(folder)
-    shards = []
-    first_token = 0
-    for number, record in enumerate(manifest.shards):
-        path = folder / shard_name(number)
-        with _open_of_size(path, record.file_bytes(manifest.itemsize)) as file:
+    shards = _shards(folder, manifest.shards)
+    for number, (shard, record) in enumerate(zip(shards, manifest.shards, strict=True)):
+        with _open_of_size(shard.path, record.file_bytes(manifest.itemsize)) as file:
             header = file.read(HEADER_BYTES)
         if difference := first_difference(manifest.shard_header(number), header):
             at, name = difference
-            _refuse(path, f"{name} must agree with {MANIFEST_NAME}", at=at)
-        index_path = path.with_name(index_name(path.name))
-        _check_index_header(index_path, record.n_documents)
+            _refuse(shard.path, f"{name} must agree with {MANIFEST_NAME}", at=at)
+        assert shard.index_path is not None
+        _check_index_header(shard.index_path, record.n_documents)
+    return {
+        "shards": shards,
+        "itemsize": manifest.itemsize,
+        "vocab_size": manifest.vocab_size,
+        "end_of_text": manifest.end_of_text,
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "tokenizer_json": manifest.tokenizer_json.encode(),
+    }
+
+
+def _shards(folder: Path, records: Iterable[ShardRecord]) -> tuple[Shard, ...]:
+    shards = []
+    first_token = 0
+    for number, record in enumerate(records):
+        path = folder / shard_name(number)
         shard = Shard(
             path=path,
             n_tokens=record.n_tokens,
             first_token=first_token,
-            index_path=index_path,
+            index_path=path.with_name(index_name(path.name)),
             n_documents=record.n_documents,
             n_utf8_bytes=record.n_utf8_bytes,
             payload_sha256=record.sha256,
@@ -375,14 +481,7 @@ def _open_folder(folder: Path) -> dict[str, Any]:
         )
         shards.append(shard)
         first_token += record.n_tokens
-    return {
-        "shards": tuple(shards),
-        "dtype": np.dtype(f"<u{manifest.itemsize}"),
-        "vocab_size": manifest.vocab_size,
-        "end_of_text": manifest.end_of_text,
-        "tokenizer_sha256": manifest.tokenizer_sha256,
-        "tokenizer_json": manifest.tokenizer_json.encode(),
-    }
+    return tuple(shards)
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -425,7 +524,7 @@ def _open_shard(path: Path) -> dict[str, Any]:
     )
     return {
         "shards": (shard,),
-        "dtype": np.dtype(f"<u{header.itemsize}"),
+        "itemsize": header.itemsize,
         "vocab_size": header.vocab_size,
         "end_of_text": header.end_of_text,
         "tokenizer_sha256": header.tokenizer_sha256,
@@ -442,6 +541,8 @@ def _check_index_header(path: Path, n_documents: int) -> None:
 
 
 def _check_index_hash(path: Path, expected: str | None) -> None:
+    import hashlib
+
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
@@ -450,6 +551,8 @@ def _check_index_hash(path: Path, expected: str | None) -> None:
 
 def _read_index(shard: Shard) -> NDArray[np.int64]:
     """Offsets of the documents in a shard and its end; they ascend from 0 to n_tokens."""
+    import numpy as np
+
     assert shard.index_path is not None
     with _open_of_size(shard.index_path, index_bytes(shard.n_documents)) as file:
         file.seek(NPY_HEADER_BYTES)

@@ -5,18 +5,12 @@ a ValueError here, which the reader turns into a FormatError with the path.
 """
 
 import functools
-import hashlib
-import io
 import itertools
-import json
 import re
+import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple, Self, TypeVar
 
 MAX_PAYLOAD_BYTES = 2**30
 MAX_MANIFEST_BYTES = 2**27
@@ -26,8 +20,6 @@ CRC_BLOCK_LOG2 = 22
 CRC_BLOCK_BYTES = 1 << CRC_BLOCK_LOG2
 NAME_BYTES = 64
 MANIFEST_NAME = "manifest.json"
-END_OF_TEXT = "<|endoftext|>"
-"""The token that ends a document, by convention of GPT-2."""
 
 _FORMAT, _VERSION = "rslm token file", 1
 _MAGICS = {2: (20240520, 1), 4: (20240801, 7)}
@@ -36,40 +28,41 @@ _FLAG_ENDS_WITH_END_OF_TEXT, _FLAG_INDEX, _FLAG_SOURCE_ORDER = 2, 4, 32
 _NO_HASH = "0" * 64
 _T = TypeVar("_T")
 
-_HEADER_FIELDS: list[tuple[int, str, Any]] = [
-    (0, "magic", "<i4"),
-    (4, "version", "<i4"),
-    (8, "n_tokens_i32", "<i4"),
-    (12, "zero", "<u4"),
-    (16, "tag", "S8"),
-    (24, "extension_version", "<u2"),
-    (26, "flags", "<u2"),
-    (28, "itemsize", "u1"),
-    (29, "zero_29", "u1"),
-    (30, "header_bytes", "<u2"),
-    (32, "n_tokens", "<u8"),
-    (40, "n_documents", "<u8"),
-    (48, "n_utf8_bytes", "<u8"),
-    (56, "vocab_size", "<u4"),
-    (60, "beginning_of_text", "<i4"),
-    (64, "end_of_text", "<i4"),
-    (68, "padding", "<i4"),
-    (72, "shard_index", "<u4"),
-    (76, "shard_count", "<u4"),
-    (80, "first_token", "<u8"),
-    (88, "first_document", "<u8"),
-    (96, "tokenizer_sha256", ("u1", 32)),
-    (128, "payload_sha256", ("u1", 32)),
-    (160, "index_sha256", ("u1", 32)),
-    (192, "crc_block_log2", "<u4"),
-    (196, "n_crc_blocks", "<u4"),
-    (200, "tokenizer_name", "S64"),
-    (264, "dataset", "S64"),
-    (328, "zero_328", ("u1", 692)),
-    (1020, "header_crc32", "<u4"),
+# Offset, name, and type in the letters of `struct`.
+_HEADER_FIELDS = [
+    (0, "magic", "i"),
+    (4, "version", "i"),
+    (8, "n_tokens_i32", "i"),
+    (12, "zero", "I"),
+    (16, "tag", "8s"),
+    (24, "extension_version", "H"),
+    (26, "flags", "H"),
+    (28, "itemsize", "B"),
+    (29, "zero_29", "B"),
+    (30, "header_bytes", "H"),
+    (32, "n_tokens", "Q"),
+    (40, "n_documents", "Q"),
+    (48, "n_utf8_bytes", "Q"),
+    (56, "vocab_size", "I"),
+    (60, "beginning_of_text", "i"),
+    (64, "end_of_text", "i"),
+    (68, "padding", "i"),
+    (72, "shard_index", "I"),
+    (76, "shard_count", "I"),
+    (80, "first_token", "Q"),
+    (88, "first_document", "Q"),
+    (96, "tokenizer_sha256", "32s"),
+    (128, "payload_sha256", "32s"),
+    (160, "index_sha256", "32s"),
+    (192, "crc_block_log2", "I"),
+    (196, "n_crc_blocks", "I"),
+    (200, "tokenizer_name", "64s"),
+    (264, "dataset", "64s"),
+    (328, "zero_328", "692s"),
+    (1020, "header_crc32", "I"),
 ]
-_OFFSETS, _NAMES, _TYPES = (list(column) for column in zip(*_HEADER_FIELDS, strict=True))
-_HEADER = np.dtype({"names": _NAMES, "formats": _TYPES, "offsets": _OFFSETS, "itemsize": 1024})
+_OFFSETS = {name: at for at, name, _ in _HEADER_FIELDS}
+_HEADER = struct.Struct("<" + "".join(code for _, _, code in _HEADER_FIELDS))
 
 
 def itemsize_for(vocab_size: int) -> int:
@@ -94,10 +87,10 @@ def index_bytes(n_documents: int) -> int:
 
 def npy_header(length: int) -> bytes:
     """The header `numpy.save` writes for a vector of u32, 128 bytes for every length."""
-    buffer = io.BytesIO()
-    header = {"descr": "<u4", "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
+    text = f"{{'descr': '<u4', 'fortran_order': False, 'shape': ({length},), }}"
+    n_text = NPY_HEADER_BYTES - 10
+    # Padded, for NumPy leaves room for a length that grows.
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", n_text) + f"{text:<{n_text - 1}}\n".encode()
 
 
 def first_difference(expected: bytes, found: bytes) -> tuple[int, str] | None:
@@ -115,15 +108,28 @@ def fingerprint(payloads: list[str], end_of_text: int | None, tokenizer: str | N
         "policy": _policy(end_of_text),
         "tokenizer_sha256": tokenizer,
     }
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    import json
+
+    return _sha256(json.dumps(content, separators=(",", ":")))
+
+
+@functools.lru_cache(maxsize=1)
+def _sha256_of_tokenizer(canonical_json: str) -> str:
+    # Kept, for the header of every shard has it.
+    return _sha256(canonical_json)
+
+
+def _sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _policy(end_of_text: int | None) -> dict[str, str]:
     return {"documents": "none" if end_of_text is None else "end_of_text", "order": "source"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
+class Header(NamedTuple):
     """What the header of a shard says that is opened without its manifest.
 
     A plain llm.c file says no more than its width and its number of tokens.
@@ -151,21 +157,21 @@ class Header:
             raise ValueError(
                 f"at byte {len(data)}: a token file must have {HEADER_BYTES} bytes of header"
             )
-        header = np.frombuffer(data, _HEADER)[0]
+        header = dict(zip(_OFFSETS, _HEADER.unpack(data), strict=True))
         itemsizes = {magic: itemsize for itemsize, magic in _MAGICS.items()}
-        magic = (int(header["magic"]), int(header["version"]))
+        magic = (header["magic"], header["version"])
         if magic not in itemsizes:
             allowed = " or ".join(f"{magic} version {version}" for magic, version in itemsizes)
             found = f"{magic[0]} version {magic[1]}"
             raise ValueError(f"at byte 0: magic must be {allowed}, got {found}")
         if not any(data[12:]):
-            return cls(itemsize=itemsizes[magic], n_tokens=int(header["n_tokens_i32"]))
+            return cls(itemsize=itemsizes[magic], n_tokens=header["n_tokens_i32"])
         return cls._decode_extension(data, header, itemsizes[magic])
 
     @classmethod
-    def _decode_extension(cls, data: bytes, header: Any, itemsize: int) -> Self:
+    def _decode_extension(cls, data: bytes, header: dict[str, Any], itemsize: int) -> Self:
         crc32 = zlib.crc32(data[:1020])
-        if header["tag"] != _TAG.rstrip(b"\0"):
+        if header["tag"] != _TAG:
             raise ValueError("at byte 16: neither the tag RSLMTOK nor llm.c's zeros")
         if header["header_crc32"] != crc32:
             raise ValueError(
@@ -175,12 +181,12 @@ class Header:
             ("extension_version", 1),
             ("itemsize", itemsize),
             ("header_bytes", HEADER_BYTES),
-            ("n_tokens", int(header["n_tokens_i32"])),
+            ("n_tokens", header["n_tokens_i32"]),
         ):
             if header[name] != expected:
-                at = _OFFSETS[_NAMES.index(name)]
+                at = _OFFSETS[name]
                 raise ValueError(f"at byte {at}: {name} must be {expected}, got {header[name]}")
-        vocab_size, end_of_text = int(header["vocab_size"]), int(header["end_of_text"])
+        vocab_size, end_of_text = header["vocab_size"], header["end_of_text"]
         if itemsize_for(vocab_size) != itemsize:
             raise ValueError(
                 f"at byte 56: vocab_size {vocab_size} does not go with {itemsize} bytes a token"
@@ -191,20 +197,19 @@ class Header:
             )
         return cls(
             itemsize=itemsize,
-            n_tokens=int(header["n_tokens"]),
-            n_documents=int(header["n_documents"]),
+            n_tokens=header["n_tokens"],
+            n_documents=header["n_documents"],
             has_index=bool(header["flags"] & _FLAG_INDEX),
-            n_utf8_bytes=int(header["n_utf8_bytes"]),
+            n_utf8_bytes=header["n_utf8_bytes"],
             vocab_size=vocab_size,
             end_of_text=None if end_of_text < 0 else end_of_text,
-            tokenizer_sha256=header["tokenizer_sha256"].tobytes().hex(),
-            payload_sha256=header["payload_sha256"].tobytes().hex(),
-            index_sha256=header["index_sha256"].tobytes().hex(),
+            tokenizer_sha256=header["tokenizer_sha256"].hex(),
+            payload_sha256=header["payload_sha256"].hex(),
+            index_sha256=header["index_sha256"].hex(),
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardRecord:
+class ShardRecord(NamedTuple):
     """One shard in the manifest; names and sizes follow from its place and counts."""
 
     n_tokens: int
@@ -219,8 +224,7 @@ class ShardRecord:
         return HEADER_BYTES + self.n_tokens * itemsize
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Everything the manifest says; the rest of its text follows from this."""
 
     command: str
@@ -240,48 +244,59 @@ class Manifest:
         """Bytes per token."""
         return itemsize_for(self.vocab_size)
 
-    @functools.cached_property
+    @property
     def tokenizer_sha256(self) -> str:
         """SHA-256 of the tokenizer's canonical JSON."""
-        return hashlib.sha256(self.tokenizer_json.encode()).hexdigest()
+        return _sha256_of_tokenizer(self.tokenizer_json)
 
     def shard_header(self, index: int) -> bytes:
         """The header that a shard must have."""
         shard, before = self.shards[index], self.shards[:index]
-        header = np.zeros((), _HEADER)
-        header["magic"], header["version"] = _MAGICS[self.itemsize]
-        header["n_tokens_i32"] = header["n_tokens"] = shard.n_tokens
-        header["tag"] = _TAG
-        header["extension_version"] = 1
-        header["flags"] = _FLAG_INDEX | _FLAG_SOURCE_ORDER
-        if self.end_of_text is not None:
-            header["flags"] |= _FLAG_ENDS_WITH_END_OF_TEXT
-        header["itemsize"] = self.itemsize
-        header["header_bytes"] = HEADER_BYTES
-        header["n_documents"] = shard.n_documents
-        header["n_utf8_bytes"] = shard.n_utf8_bytes
-        header["vocab_size"] = self.vocab_size
-        header["beginning_of_text"] = header["padding"] = -1
-        header["end_of_text"] = -1 if self.end_of_text is None else self.end_of_text
-        header["shard_index"] = index
-        header["first_token"] = sum(shard.n_tokens for shard in before)
-        header["first_document"] = sum(shard.n_documents for shard in before)
-        header["tokenizer_sha256"] = _digest_array(self.tokenizer_sha256)
-        header["payload_sha256"] = _digest_array(shard.sha256)
-        header["index_sha256"] = _digest_array(shard.index_sha256)
-        header["crc_block_log2"] = CRC_BLOCK_LOG2
-        header["n_crc_blocks"] = len(shard.crc32)
-        header["tokenizer_name"] = self.tokenizer_name.encode()
-        header["dataset"] = self.dataset.encode()
-        header["header_crc32"] = zlib.crc32(header.tobytes()[:1020])
-        return header.tobytes()
+        magic, version = _MAGICS[self.itemsize]
+        ends = 0 if self.end_of_text is None else _FLAG_ENDS_WITH_END_OF_TEXT
+        header = {
+            "magic": magic,
+            "version": version,
+            "n_tokens_i32": shard.n_tokens,
+            "tag": _TAG,
+            "extension_version": 1,
+            "flags": _FLAG_INDEX | _FLAG_SOURCE_ORDER | ends,
+            "itemsize": self.itemsize,
+            "header_bytes": HEADER_BYTES,
+            "n_tokens": shard.n_tokens,
+            "n_documents": shard.n_documents,
+            "n_utf8_bytes": shard.n_utf8_bytes,
+            "vocab_size": self.vocab_size,
+            "beginning_of_text": -1,
+            "end_of_text": -1 if self.end_of_text is None else self.end_of_text,
+            "padding": -1,
+            "shard_index": index,
+            "first_token": sum(shard.n_tokens for shard in before),
+            "first_document": sum(shard.n_documents for shard in before),
+            "tokenizer_sha256": bytes.fromhex(self.tokenizer_sha256),
+            "payload_sha256": bytes.fromhex(shard.sha256),
+            "index_sha256": bytes.fromhex(shard.index_sha256),
+            "crc_block_log2": CRC_BLOCK_LOG2,
+            "n_crc_blocks": len(shard.crc32),
+            "tokenizer_name": self.tokenizer_name.encode(),
+            "dataset": self.dataset.encode(),
+        }
+        values = [
+            header.get(name, b"" if code.endswith("s") else 0) for _, name, code in _HEADER_FIELDS
+        ]
+        data = _HEADER.pack(*values)
+        return data[:1020] + struct.pack("<I", zlib.crc32(data[:1020]))
 
     def encode(self) -> bytes:
         """The text of `manifest.json`."""
-        own_hash = hashlib.sha256(self._to_text(_NO_HASH)).hexdigest()
-        return self._to_text(own_hash)
+        text = self._to_text()
+        # No string holds the end of a line, so this is the key of the outermost object.
+        before, key, after = text.partition('\n  "manifest_sha256": "')
+        return f"{before}{key}{_sha256(text)}{after[len(_NO_HASH) :]}".encode()
 
-    def _to_text(self, own_hash: str) -> bytes:
+    def _to_text(self) -> str:
+        import json
+
         payloads = [shard.sha256 for shard in self.shards]
         value = {
             "command": self.command,
@@ -289,7 +304,7 @@ class Manifest:
             "dtype": f"uint{8 * self.itemsize}",
             "fingerprint": fingerprint(payloads, self.end_of_text, self.tokenizer_sha256),
             "format": _FORMAT,
-            "manifest_sha256": own_hash,
+            "manifest_sha256": _NO_HASH,
             "n_documents": sum(shard.n_documents for shard in self.shards),
             "n_shards": len(self.shards),
             "n_split_documents": self.n_split_documents,
@@ -309,7 +324,7 @@ class Manifest:
             },
             "version": _VERSION,
         }
-        return f"{json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True)}\n".encode()
+        return f"{json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True)}\n"
 
     def _shard_value(self, index: int, shard: ShardRecord) -> dict[str, Any]:
         name = shard_name(index)
@@ -335,6 +350,8 @@ class Manifest:
         Raises:
             ValueError: it is no manifest, or not one that a writer would have written.
         """
+        import json
+
         try:
             value = json.loads(data)
         except RecursionError:
@@ -384,10 +401,6 @@ class Manifest:
             shorter = min(len(expected), len(data))
             at = next((i for i, (a, b) in pairs if a != b), shorter)
             raise ValueError(f"at byte {at}: the manifest contradicts its own hash or totals")
-
-
-def _digest_array(digest: str) -> NDArray[np.uint8]:
-    return np.frombuffer(bytes.fromhex(digest), np.uint8)
 
 
 def _read_shard(shard: "_Fields") -> ShardRecord:

@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def write_token_file(
     )
     checked = (_check_document(document, tokenizer.vocab_size) for document in documents)
     for pieces, is_split in _fill_shards(checked, shard_tokens, max_tokens):
-        manifest = replace(manifest, n_split_documents=manifest.n_split_documents + is_split)
+        manifest = manifest._replace(n_split_documents=manifest.n_split_documents + is_split)
         manifest = _write_shard(folder, manifest, pieces, tokenizer.token_byte_lengths)
     write_atomically(folder / MANIFEST_NAME, manifest.encode())
 
@@ -176,7 +176,7 @@ def _write_shard(
         index_sha256=hashlib.sha256(index).hexdigest(),
         crc32=tuple(zlib.crc32(payload[at : at + CRC_BLOCK_BYTES]) for at in blocks),
     )
-    manifest = replace(manifest, shards=(*manifest.shards, record))
+    manifest = manifest._replace(shards=(*manifest.shards, record))
     number = len(manifest.shards) - 1
     name = shard_name(number)
     write_atomically(folder / index_name(name), index)

@@ -14,16 +14,17 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from rslm import _rslm
 from rslm.errors import FormatError
-from rslm.files import read_parquet, write_atomically
-from rslm.token_file import TokenFile
-from rslm.token_file_format import END_OF_TEXT
+from rslm.files import END_OF_TEXT, read_parquet, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from rslm.token_file import TokenFile
 
 StreamDecoder = _rslm.StreamDecoder
 
@@ -565,7 +566,7 @@ class Tokenizer:
             OSError: reading or writing failed.
         """
         with _callback(progress) as callback:
-            _rslm.encode_files(
+            written = _rslm.encode_files(
                 self._core,
                 _paths(paths),
                 out,
@@ -580,7 +581,17 @@ class Tokenizer:
                 _inputs(inputs),
                 resume,
             )
-        return TokenFile.open(out, tokenizer=self)
+        # Loaded here: whoever only tokenizes should not pay for it.
+        from rslm.token_file import TokenFile
+
+        return TokenFile.of_written(
+            out,
+            written["shards"],
+            vocab_size=self.vocab_size,
+            end_of_text=None if end_of_text is None else self.special_tokens[end_of_text],
+            tokenizer_sha256=self.sha256,
+            tokenizer_json=written["tokenizer_json"],
+        )
 
     def count(self, text: str | bytes) -> int:
         """The number of token ids of a text, without keeping them."""
@@ -606,6 +617,8 @@ class Tokenizer:
         With `offsets`, the batch is one array as `encode_batch` gives it.
         """
         if offsets is not None:
+            import numpy as np
+
             ids = np.asarray(batch)
             batch = [ids[start:end] for start, end in pairwise(offsets.tolist())]
         return [self.decode(token_ids, errors) for token_ids in batch]

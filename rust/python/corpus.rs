@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyIterator, PyString};
+use pyo3::types::{PyBytes, PyDict, PyIterator, PyString, PyTuple};
 
 use super::counts::{counted, limit_of, pairs_of};
 use super::rows::{Inputs, Raised};
@@ -13,7 +13,7 @@ use super::{run, text_of};
 use crate::bpe::{TieBreak, TrainOptions, train};
 use crate::files::{self, Block, EncodeJob, Invalid, Splitter, Unit, sum_counts};
 use crate::pretokenize::{Pattern, SpecialTokens};
-use crate::token_file::{self, TokenFileOptions, TokenFileSummary, TokenizerRecord};
+use crate::token_file::{self, TokenFileOptions, TokenFileSummary, TokenizerRecord, hex};
 use crate::{Error, Progress, Result};
 
 fn tie_break_of(name: &str) -> Result<TieBreak> {
@@ -251,13 +251,16 @@ pub fn encode_files<'py>(
         Ok((name, size))
     });
     let sources = sources.collect::<Result<Vec<_>>>()?;
+    let mut tokenizer_json = Vec::new();
     let summary = run(py, progress, |progress: &mut Progress| {
+        let (canonical_json, sha256) = tokenizer.identity();
+        tokenizer_json.clone_from(&canonical_json);
         let options = TokenFileOptions {
             tokenizer: TokenizerRecord {
-                sha256: tokenizer.sha256(),
+                sha256,
                 name,
                 vocab_size: tokenizer.vocab().len() as u32,
-                canonical_json: crate::bpe::formats::to_canonical_json(tokenizer),
+                canonical_json,
                 special_tokens,
                 end_of_text,
                 token_byte_lengths: tokenizer.token_byte_lengths(),
@@ -270,7 +273,21 @@ pub fn encode_files<'py>(
         };
         files::encode_files(tokenizer, job, &out, options, Some(open_rows), progress)
     });
-    summary_of(py, &from_tables.or(summary)?)
+    let summary = from_tables.or(summary)?;
+    let shards = summary.shards.iter().map(|shard| {
+        Ok((
+            shard.n_tokens,
+            shard.n_documents,
+            shard.n_utf8_bytes,
+            hex(&shard.sha256),
+            hex(&shard.index_sha256),
+            PyTuple::new(py, &shard.crc32)?,
+        ))
+    });
+    let out = summary_of(py, &summary)?;
+    out.set_item("shards", shards.collect::<PyResult<Vec<_>>>()?)?;
+    out.set_item("tokenizer_json", PyBytes::new(py, &tokenizer_json))?;
+    Ok(out)
 }
 
 /// Reads a token-file folder whole and checks everything.

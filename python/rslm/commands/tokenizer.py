@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from rslm.commands.inputs import Files, InputFlags
+from rslm.files import END_OF_TEXT
 from rslm.terminal import Switch, note, print_fields, print_json, print_table, progress_bar
-from rslm.token_file_format import END_OF_TEXT
 
 if TYPE_CHECKING:
     from rslm.tokenizer import Tokenizer

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rslm.files import sync_folder, write_atomically
-from rslm.token_file_format import END_OF_TEXT
+from rslm.files import END_OF_TEXT, sync_folder, write_atomically
 
 # Bytes between two notes of how far a file is whole: what an interruption can cost.
 SAVE_EVERY_BYTES = 64 << 20

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rslm.token_file_format import END_OF_TEXT
+from rslm.files import END_OF_TEXT
 
 # One document in twenty is held out.
 VALIDATION_ONE_IN = 20
