@@ -47,3 +47,22 @@ pub(crate) fn begin_writing_back(file: &File, start: u64, n_bytes: u64) {
     #[cfg(not(target_os = "linux"))]
     let _ = (file, start, n_bytes);
 }
+
+/// Asks the memory for the line of a value that is wanted soon.
+#[inline(always)]
+pub(crate) fn prefetch<T>(value: &T) {
+    prefetch_at(value);
+}
+
+/// As [`prefetch`]; where the pointer is no good, nothing happens.
+#[inline(always)]
+pub(crate) fn prefetch_at<T>(value: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; the processor ignores it for addresses that cannot be read.
+        unsafe { _mm_prefetch(value.cast(), _MM_HINT_T0) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}

@@ -5,6 +5,7 @@ use std::hint::select_unpredictable;
 use super::store::{Place, Store};
 use super::{Lines, MAX_KEY_BYTES, PackedIds, hash_bytes, hash_of, key_at};
 use crate::TokenId;
+use crate::memory::prefetch;
 
 /// Lines of a new table, and of the largest one: 256 KiB and 16 MiB.
 const FIRST_LINES: usize = 1 << 12;
@@ -66,7 +67,7 @@ impl MiddleTable {
     /// Asks the memory for the line of a key that is looked up soon.
     #[inline(always)]
     pub fn prefetch(&self, key: u128) {
-        super::prefetch(self.lines.get(self.line_of(key)));
+        prefetch(self.lines.get(self.line_of(key)));
     }
 
     /// What is known of a key; of a long pretoken, what may be.

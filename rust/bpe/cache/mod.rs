@@ -23,6 +23,7 @@ mod store;
 mod words;
 
 use crate::TokenId;
+pub(super) use crate::memory::prefetch;
 use crate::memory::with_huge_pages;
 use middle::MiddleTable;
 pub(super) use requests::BATCH;
@@ -132,25 +133,6 @@ pub(super) fn hash_bytes(bytes: &[u8]) -> u64 {
     let rest = chunks.remainder();
     last[..rest.len()].copy_from_slice(rest);
     fold(hash, u64::from_le_bytes(last) ^ K.rotate_left(17))
-}
-
-/// Asks the memory for the line of a value that is wanted soon.
-#[inline(always)]
-pub(super) fn prefetch<T>(value: &T) {
-    prefetch_at(value);
-}
-
-/// As [`prefetch`]; where the pointer is no good, nothing happens.
-#[inline(always)]
-fn prefetch_at<T>(value: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint; the processor ignores it for addresses that cannot be read.
-        unsafe { _mm_prefetch(value.cast(), _MM_HINT_T0) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
 }
 
 /// Lines of `N` words, which begin where lines of the processor's cache begin.

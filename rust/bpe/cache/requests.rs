@@ -3,6 +3,7 @@
 use std::hint::select_unpredictable;
 
 use super::short::{Line, SHORT_BYTES, ShortTable};
+use crate::memory::prefetch_at;
 use crate::pretokenize::Batch;
 
 /// Pretokens that are looked up together.
@@ -156,7 +157,7 @@ impl Requests {
     #[inline(always)]
     pub fn prefetch(&self, n: usize, lines: *const Line) {
         for &line in &self.lines[..n] {
-            super::prefetch_at(lines.wrapping_add(line as usize));
+            prefetch_at(lines.wrapping_add(line as usize));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The answers that are too large for a slot: many ids, and the bytes of long pretokens.
 
 use crate::TokenId;
+use crate::memory::prefetch_at;
 
 /// Bytes of all answers; when they are full, all of them are forgotten.
 const MAX_BYTES: usize = 16 << 20;
@@ -80,8 +81,8 @@ impl Store {
     #[inline(always)]
     pub fn prefetch(&self, place: Place) {
         let line = self.bytes.as_ptr().wrapping_add(place.at as usize);
-        super::prefetch_at(line);
-        super::prefetch_at(line.wrapping_add(64));
+        prefetch_at(line);
+        prefetch_at(line.wrapping_add(64));
     }
 
     /// Writes the ids at a place to the beginning of `out`, and more behind them, up to a

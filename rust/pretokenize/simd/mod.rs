@@ -26,6 +26,7 @@ mod x86;
 
 use super::scalar::char_at;
 use super::unicode::Class;
+use crate::memory::prefetch_at;
 use classify::Tables;
 use masks::{Backend, Masks, Portable};
 
@@ -129,6 +130,9 @@ impl<'t, S: Scheme> BlockScanner<'t, S> {
         // A long word must not keep the caller waiting until the text has left the cache.
         let stop = self.at.saturating_add(MAX_BATCH_BYTES).min(self.text.len());
         while self.at < stop && starts.len() < enough {
+            // What the batches before touched in between hides from the processor that the
+            // text is read in order.
+            prefetch_at(self.text.as_ptr().wrapping_add(self.at + PREFETCH_BYTES));
             let bits = match self.text[self.at..].first_chunk() {
                 Some(window) => self.block_starts(backend, window, BLOCK),
                 None => self.last_block_starts(backend),
@@ -202,6 +206,10 @@ impl<'t, S: Scheme> BlockScanner<'t, S> {
         self.scheme = S::default();
     }
 }
+
+/// How far ahead of a block the memory is asked for text; 1.05-1.1 times as fast as a whole
+/// (160 MB of books, Zen 4).
+const PREFETCH_BYTES: usize = 2048;
 
 /// Bytes after which a batch ends.
 const MAX_BATCH_BYTES: usize = 1 << 14;
