@@ -1,6 +1,7 @@
 //! The table of pretokens that the short table does not take.
 
 use std::hint::select_unpredictable;
+use std::mem::MaybeUninit;
 
 use super::store::{Place, Store};
 use super::{Lines, MAX_KEY_BYTES, PackedIds, hash_bytes, hash_of, key_at};
@@ -112,15 +113,16 @@ impl MiddleTable {
         &self,
         answer: Answer,
         pretoken: &[u8],
-        out: &mut [I],
+        out: &mut [MaybeUninit<I>],
     ) -> Option<usize> {
         if answer.first != STORED {
-            let out: &mut [I; 8] = out.first_chunk_mut()?;
+            let out: &mut [MaybeUninit<I>; 8] = out.first_chunk_mut()?;
             // SAFETY: four places from the first and from the fourth on are among the eight;
             // the caller's `I` holds the ids.
             unsafe {
-                answer.first.unpack_to(out.as_mut_ptr());
-                PackedIds(answer.rest).unpack_to(out[PackedIds::MAX_IDS..].as_mut_ptr());
+                answer.first.unpack_to(out.as_mut_ptr().cast::<I>());
+                PackedIds(answer.rest)
+                    .unpack_to(out[PackedIds::MAX_IDS..].as_mut_ptr().cast::<I>());
             }
             return Some(answer.first.len());
         }
@@ -233,9 +235,15 @@ mod tests {
 
     fn get(table: &MiddleTable, word: &[u8]) -> Option<Vec<u32>> {
         let answer = table.get(MiddleTable::key_at(word, 0, word.len()))?;
-        let mut out = [1u32; 256];
+        let mut out = [MaybeUninit::new(1u32); 256];
         let n = table.copy_to(answer, word, &mut out)?;
-        Some(out[..n].to_vec())
+        // SAFETY: all of it was written.
+        Some(
+            out[..n]
+                .iter()
+                .map(|id| unsafe { id.assume_init() })
+                .collect(),
+        )
     }
 
     #[test]
@@ -279,7 +287,7 @@ mod tests {
         let (one, other) = ([1; 40], [2; 40]);
         table.insert(&one, &[5]);
         let answer = table.get(MiddleTable::key_at(&one, 0, 40)).expect("known");
-        let mut out = [0u32; 16];
+        let mut out = [MaybeUninit::new(0u32); 16];
         assert_eq!(table.copy_to(answer, &one, &mut out), Some(1));
         assert_eq!(table.copy_to(answer, &other, &mut out), None);
     }

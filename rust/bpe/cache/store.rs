@@ -1,5 +1,7 @@
 //! The answers that are too large for a slot: many ids, and the bytes of long pretokens.
 
+use std::mem::MaybeUninit;
+
 use crate::TokenId;
 use crate::memory::prefetch_at;
 
@@ -88,7 +90,12 @@ impl Store {
     /// Writes the ids at a place to the beginning of `out`, and more behind them, up to a
     /// multiple of `STEP`; false where the place is forgotten or another key's.
     #[inline(always)]
-    pub fn copy_to<I: TokenId>(&self, place: Place, key: &[u8], out: &mut [I]) -> bool {
+    pub fn copy_to<I: TokenId>(
+        &self,
+        place: Place,
+        key: &[u8],
+        out: &mut [MaybeUninit<I>],
+    ) -> bool {
         let Some(kept) = self.bytes.get(place.at as usize..) else {
             return false;
         };
@@ -127,7 +134,7 @@ fn are_equal(a: &[u8], b: &[u8]) -> bool {
 #[inline(always)]
 fn copy<I: TokenId, const WIDTH: usize>(
     from: &[u8],
-    out: &mut [I],
+    out: &mut [MaybeUninit<I>],
     n_ids: usize,
     id: impl Fn(&[u8; WIDTH]) -> u32,
 ) {
@@ -135,7 +142,7 @@ fn copy<I: TokenId, const WIDTH: usize>(
     let to = out.as_chunks_mut::<STEP>().0;
     for (to, from) in to.iter_mut().zip(from).take(n_ids.div_ceil(STEP)) {
         for (to, bytes) in to.iter_mut().zip(from) {
-            *to = I::from_id(id(bytes));
+            to.write(I::from_id(id(bytes)));
         }
     }
 }
@@ -170,11 +177,15 @@ mod tests {
         let mut n_kept = 0;
         for &(i, place) in &places {
             let (key, ids) = answer(i);
-            let mut out = [7u32; 256 + STEP];
+            let mut out = [MaybeUninit::new(7u32); 256 + STEP];
             let is_kept = place.generation == store.generation;
             assert_eq!(store.copy_to(place, &key, &mut out), is_kept);
             if is_kept {
-                assert_eq!(out[..ids.len()], ids);
+                // SAFETY: all of it was written.
+                let out_ids = out[..ids.len()]
+                    .iter()
+                    .map(|id| unsafe { id.assume_init() });
+                assert!(out_ids.eq(ids));
                 assert!(!store.copy_to(place, b"other", &mut out));
                 n_kept += 1;
             }

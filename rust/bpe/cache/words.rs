@@ -7,6 +7,8 @@
 //! per pretoken; on 160 MB of books (Zen 4) the second pass waits for the memory a third of
 //! its time.
 
+use std::mem::MaybeUninit;
+
 use super::middle::Answer;
 use super::requests::{BATCH, Requests};
 use super::short::{Line, ShortTable, find_portable, middle_key};
@@ -137,22 +139,25 @@ impl WordCache {
         self.answer_others();
         // A pretoken has at most as many ids as bytes, and `STEP` places are written at once.
         let n_bytes = batch.ends.last().map_or(batch.start, |&end| end as usize) - batch.start;
-        let mut n = out.len();
-        out.resize(n + n_bytes + STEP, I::default());
-        let mut i = 0;
+        let n_before = out.len();
+        out.reserve(n_bytes + STEP);
+        let room = out.spare_capacity_mut();
+        let (mut i, mut n) = (0, 0);
         while i < batch.ends.len() {
-            (i, n) = self.copy_found(i, batch.ends.len(), instructions, &mut out[..], n);
+            (i, n) = self.copy_found(i, batch.ends.len(), instructions, room, n);
             if i < batch.ends.len() {
                 let (start, end) = batch.pretoken(i);
                 let pretoken = &batch.segment[start..end];
-                n += match self.copy_answer(i, pretoken, &mut out[n..]) {
+                n += match self.copy_answer(i, pretoken, &mut room[n..]) {
                     Some(n_ids) => n_ids,
-                    None => self.encode_missed(i, pretoken, &mut out[n..], &mut encode),
+                    None => self.encode_missed(i, pretoken, &mut room[n..], &mut encode),
                 };
                 i += 1;
             }
         }
-        out.truncate(n);
+        assert!(n <= n_bytes);
+        // SAFETY: the `n` places from there on were written, one after the other.
+        unsafe { out.set_len(n_before + n) };
     }
 
     /// Finds the keys for the middle table, and asks the memory for their lines.
@@ -188,7 +193,12 @@ impl WordCache {
     /// Writes the ids of pretoken `i` of the batch if the middle table had an answer that was
     /// too large for a spare line; their number.
     #[inline(always)]
-    fn copy_answer<I: TokenId>(&self, i: usize, pretoken: &[u8], out: &mut [I]) -> Option<usize> {
+    fn copy_answer<I: TokenId>(
+        &self,
+        i: usize,
+        pretoken: &[u8],
+        out: &mut [MaybeUninit<I>],
+    ) -> Option<usize> {
         let number = ShortTable::spare_number(self.requests.lines[i])?;
         let answer = self.answers[number]?;
         self.middle.copy_to(answer, pretoken, out)
@@ -202,7 +212,7 @@ impl WordCache {
         mut i: usize,
         n_words: usize,
         instructions: impl Instructions,
-        out: &mut [I],
+        out: &mut [MaybeUninit<I>],
         mut n: usize,
     ) -> (usize, usize) {
         let lines = self.short.lines();
@@ -218,7 +228,7 @@ impl WordCache {
                     break;
                 };
                 let ids = PackedIds(*line.get_unchecked(4 + place % 4));
-                n += ids.unpack_to(out.as_mut_ptr().add(n));
+                n += ids.unpack_to(out.as_mut_ptr().add(n).cast::<I>());
             }
             i += 1;
         }
@@ -232,7 +242,7 @@ impl WordCache {
         &mut self,
         i: usize,
         pretoken: &[u8],
-        out: &mut [I],
+        out: &mut [MaybeUninit<I>],
         encode: &mut impl FnMut(&[u8], &mut dyn FnMut(&[u32])),
     ) -> usize {
         let (key, short_key) = match ShortTable::spare_number(self.requests.lines[i]) {
@@ -254,7 +264,7 @@ impl WordCache {
         encode(pretoken, &mut |ids| {
             n_ids = ids.len();
             for (place, &id) in out.iter_mut().zip(ids) {
-                *place = I::from_id(id);
+                place.write(I::from_id(id));
             }
             self.remember(pretoken, short_key, ids);
         });
