@@ -397,7 +397,7 @@ def test_a_limit_too_small_is_refused_with_what_it_must_be(tmp_path: Path) -> No
         rslm.train_bpe(None, 300, texts=["a"], memory_limit=0)
     with pytest.raises(ValueError, match=r"spill_dir must come with a memory_limit"):
         rslm.train_bpe(None, 300, texts=["a"], spill_dir=tmp_path)
-    texts = many_words(100_000, 100_000)
+    texts = many_words(400_000, 400_000)
     with pytest.raises(ValueError, match=r"at least \d+ bytes to train on .* pretokens") as caught:
         rslm.train_bpe(None, 300, texts=texts, memory_limit=8 * MIB, n_threads=1)
     least = int(str(caught.value).split("at least ")[1].split()[0])
@@ -490,7 +490,7 @@ path, limit = sys.argv[1], int(sys.argv[2])
 phases = set()
 rslm.train_bpe(None, 300, texts=["a warm start " * 9])
 before = peak()
-trained = rslm.train_bpe(path, 2000, memory_limit=limit or None, n_threads=4,
+trained = rslm.train_bpe(path, 2000, memory_limit=limit or None, n_threads=8,
                          progress=lambda done, total, phase: phases.add(phase))
 after = peak()
 digest = hashlib.sha256(repr(trained).encode()).hexdigest()
@@ -513,7 +513,7 @@ def test_training_stays_within_its_limit(tmp_path: Path) -> None:
         for text in many_words(320_000, 8_000_000, seed=1):
             file.write(text)
             file.write("\n")
-    limit = 96 * MIB
+    limit = 80 * MIB
     free, free_spilled, expected = measured(path, 0)
     within, within_spilled, digest = measured(path, limit)
     assert digest == expected

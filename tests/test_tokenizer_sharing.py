@@ -49,7 +49,8 @@ def test_eight_threads_may_share_a_tokenizer(trained: rslm.Tokenizer, stdlib_tex
 
 
 def test_batches_do_not_depend_on_threads(trained: rslm.Tokenizer, stdlib_text: str) -> None:
-    texts = [stdlib_text[:1_500_000], "", *stdlib_text[1_500_000:2_500_000].splitlines()]
+    # A thread is started for each MiB.
+    texts = [stdlib_text[:1_500_000], "", *stdlib_text[1_500_000:].splitlines()]
     token_ids, offsets = trained.encode_batch(texts, n_threads=1)
     for n_threads in (2, 3, None):
         other_ids, other_offsets = trained.encode_batch(texts, n_threads=n_threads)
@@ -65,7 +66,7 @@ import rslm
 warnings.simplefilter("ignore", DeprecationWarning)  # Threads of NumPy's libraries are not ours.
 vocab, merges = rslm.train_bpe(None, 300, texts=["low lower lowest " * 1000], n_threads=2)
 tokenizer = rslm.Tokenizer(vocab, merges)
-texts = ["low lower lowest " * 5000] * 20
+texts = ["low lower lowest " * 5000] * 40
 expected = tokenizer.encode_batch(texts, n_threads=2)[0].tolist()
 child = os.fork()
 signal.alarm(60)

@@ -1,11 +1,13 @@
 //! Distinct pretokens with their counts: what training needs of a corpus.
 
+mod counter;
 mod file;
 mod footprint;
 mod merge;
 mod runs;
 mod varint;
 
+pub use counter::Counter;
 pub use file::{CountsOrigin, CountsReader, CountsTotal};
 pub use footprint::Footprint;
 pub use merge::merge_counts;
@@ -13,9 +15,9 @@ pub use runs::{Runs, write_counts};
 use varint::{push_varint, take_varint};
 
 use crate::error::Result;
+use crate::memory::with_huge_pages;
 
-use super::cache::{MAX_KEY_BYTES, hash_bytes, hash_of, key_at, prefetch};
-use crate::pretokenize::Batch;
+use super::cache::{MAX_KEY_BYTES, hash_bytes, hash_of, key_at};
 
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(32))]
@@ -23,6 +25,15 @@ struct Short {
     /// The pretoken itself; 0 marks an empty slot.
     key: u128,
     count: u64,
+}
+
+impl Short {
+    /// Lends the pretoken of a slot that is not empty.
+    #[inline]
+    fn with_bytes<T>(&self, work: impl FnOnce(&[u8]) -> T) -> T {
+        let padded = self.key.to_le_bytes();
+        work(&padded[..padded[MAX_KEY_BYTES] as usize])
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -41,6 +52,7 @@ struct Long {
 /// Pretokens of at most 15 bytes are their own keys; longer ones lie in an arena and are
 /// compared there, so no two are ever confused. What came from disk is kept packed, at a
 /// fourth of the memory of a table or less.
+#[derive(Clone)]
 pub struct PretokenCounts {
     short: Vec<Short>,
     n_short: usize,
@@ -72,28 +84,11 @@ impl PretokenCounts {
         }
     }
 
-    /// Adds one occurrence of each pretoken of a batch.
-    ///
-    /// The lines of the table are fetched for all of them before the first is counted.
-    #[inline]
-    pub fn add_batch(&mut self, batch: Batch<'_>, keys: &mut Vec<u128>) {
+    /// Makes room for so many pretokens of at most 15 bytes: growth moves the table.
+    fn make_room(&mut self, n_pretokens: usize) {
         self.unpack();
-        // Growth moves the table, so there is room for the whole batch before it begins.
-        while 2 * (self.n_short + batch.ends.len()) > self.short.len() {
+        while self.n_short + n_pretokens > most_entries(self.short.len()) {
             self.grow_short();
-        }
-        keys.clear();
-        let mask = self.short.len() - 1;
-        for (start, end) in batch.pretokens() {
-            let key = key_at(batch.segment, start, end).unwrap_or(0);
-            prefetch(&self.short[hash_of(key) as usize & mask]);
-            keys.push(key);
-        }
-        for (i, (start, end)) in batch.pretokens().enumerate() {
-            match keys[i] {
-                0 => self.add_long(&batch.segment[start..end], 1),
-                key => self.add_short(key, 1),
-            }
         }
     }
 
@@ -105,9 +100,7 @@ impl PretokenCounts {
         }
         self.unpack();
         if let Some(key) = key_at(pretoken, 0, pretoken.len()) {
-            if 2 * self.n_short >= self.short.len() {
-                self.grow_short();
-            }
+            self.make_room(1);
             self.add_short(key, count);
         } else {
             self.add_long(pretoken, count);
@@ -115,15 +108,16 @@ impl PretokenCounts {
     }
 
     #[inline]
-    fn add_short(&mut self, key: u128, count: u64) {
+    fn add_short(&mut self, key: u128, count: u64) -> u64 {
         let slot = find_short(&mut self.short, key);
         self.n_short += usize::from(slot.key == 0);
         slot.key = key;
         slot.count += count;
+        slot.count
     }
 
     fn grow_short(&mut self) {
-        let doubled = vec![Short::default(); self.short.len() * 2];
+        let doubled = empty_table(self.short.len() * 2);
         let old = std::mem::replace(&mut self.short, doubled);
         for slot in old.into_iter().filter(|slot| slot.key != 0) {
             *find_short(&mut self.short, slot.key) = slot;
@@ -132,30 +126,36 @@ impl PretokenCounts {
 
     #[inline(never)]
     fn add_long(&mut self, pretoken: &[u8], count: u64) {
-        let hash = hash_bytes(pretoken);
-        let mask = self.long.len() - 1;
-        let mut index = hash as usize & mask;
-        loop {
-            let slot = &self.long[index];
-            let same = slot.tag == (hash >> 32) as u32
-                && slot.len as usize == pretoken.len()
-                && self.bytes_of(slot) == pretoken;
-            if slot.count == 0 || same {
-                break;
-            }
-            index = (index + 1) & mask;
-        }
+        let (index, tag) = self.find_long(pretoken);
         let slot = &mut self.long[index];
         if slot.count == 0 {
             slot.start = self.bytes.len() as u64;
             slot.len = pretoken.len() as u32;
-            slot.tag = (hash >> 32) as u32;
+            slot.tag = tag;
             self.bytes.extend_from_slice(pretoken);
             self.n_long += 1;
         }
         slot.count += count;
-        if self.n_long * 2 > self.long.len() {
+        if self.n_long > most_entries(self.long.len()) {
             self.grow_long();
+        }
+    }
+
+    /// The slot of a pretoken, or the empty one where it belongs, and its tag.
+    fn find_long(&self, pretoken: &[u8]) -> (usize, u32) {
+        let hash = hash_bytes(pretoken);
+        let tag = (hash >> 32) as u32;
+        let mask = self.long.len() - 1;
+        let mut index = hash as usize & mask;
+        loop {
+            let slot = &self.long[index];
+            let is_same = slot.tag == tag
+                && slot.len as usize == pretoken.len()
+                && self.bytes_of(slot) == pretoken;
+            if slot.count == 0 || is_same {
+                return (index, tag);
+            }
+            index = (index + 1) & mask;
         }
     }
 
@@ -164,7 +164,7 @@ impl PretokenCounts {
     }
 
     fn grow_long(&mut self) {
-        let doubled = vec![Long::default(); self.long.len() * 2];
+        let doubled: Vec<Long> = empty_table(self.long.len() * 2);
         let mask = doubled.len() - 1;
         let old = std::mem::replace(&mut self.long, doubled);
         for slot in old.into_iter().filter(|slot| slot.count > 0) {
@@ -214,11 +214,16 @@ impl PretokenCounts {
 
     #[inline]
     fn grown<T>(table: &[T], n_entries: usize) -> usize {
-        let old = table.len();
-        if 2 * n_entries <= old {
-            return size_of_val(table);
+        let mut n_slots = table.len();
+        while n_entries > most_entries(n_slots) {
+            n_slots *= 2;
         }
-        (old + (2 * n_entries).next_power_of_two()) * size_of::<T>()
+        let held_while_it_grows = if n_slots > table.len() {
+            table.len()
+        } else {
+            0
+        };
+        (held_while_it_grows + n_slots) * size_of::<T>()
     }
 
     /// Calls `each` with every pretoken, ascending by bytes, and its count; holds nothing
@@ -238,12 +243,12 @@ impl PretokenCounts {
         self.long[..n_long].sort_unstable_by(|a, b| bytes_of(a).cmp(bytes_of(b)));
         let mut long = self.long[..n_long].iter().peekable();
         for slot in &self.short[..n_short] {
-            let padded = slot.key.to_le_bytes();
-            let pretoken = &padded[..padded[MAX_KEY_BYTES] as usize];
-            while let Some(slot) = long.next_if(|slot| bytes_of(slot) < pretoken) {
-                each(bytes_of(slot), slot.count)?;
-            }
-            each(pretoken, slot.count)?;
+            slot.with_bytes(|pretoken| {
+                while let Some(slot) = long.next_if(|slot| bytes_of(slot) < pretoken) {
+                    each(bytes_of(slot), slot.count)?;
+                }
+                each(pretoken, slot.count)
+            })?;
         }
         for slot in long {
             each(bytes_of(slot), slot.count)?;
@@ -255,9 +260,32 @@ impl PretokenCounts {
         Ok(())
     }
 
-    /// Adds everything that another multiset holds.
-    pub fn merge(&mut self, other: &Self) {
-        other.for_each(|pretoken, count| self.add(pretoken, count));
+    /// Adds everything that another multiset holds. What is new stays packed: that needs no
+    /// larger table, and is as good where nothing more is added.
+    pub fn merge(&mut self, mut other: Self) {
+        self.unpack();
+        other.unpack();
+        if other.short.len() > self.short.len() {
+            std::mem::swap(self, &mut other);
+        }
+        // Both tables are in the order of the hash, so neither is read at random.
+        for slot in other.short.iter().filter(|slot| slot.key != 0) {
+            let own = find_short(&mut self.short, slot.key);
+            if own.key == 0 {
+                slot.with_bytes(|pretoken| self.push_packed(pretoken, slot.count));
+            } else {
+                own.count += slot.count;
+            }
+        }
+        for slot in other.long.iter().filter(|slot| slot.count > 0) {
+            let pretoken = other.bytes_of(slot);
+            let (index, _) = self.find_long(pretoken);
+            if self.long[index].count == 0 {
+                self.push_packed(pretoken, slot.count);
+            } else {
+                self.long[index].count += slot.count;
+            }
+        }
     }
 
     /// How many different pretokens are held.
@@ -273,14 +301,19 @@ impl PretokenCounts {
     /// Calls `each` with every pretoken and its count, in no particular order.
     pub fn for_each(&self, mut each: impl FnMut(&[u8], u64)) {
         for slot in self.short.iter().filter(|slot| slot.key != 0) {
-            let padded = slot.key.to_le_bytes();
-            each(&padded[..padded[MAX_KEY_BYTES] as usize], slot.count);
+            slot.with_bytes(|pretoken| each(pretoken, slot.count));
         }
         for slot in self.long.iter().filter(|slot| slot.count > 0) {
             each(self.bytes_of(slot), slot.count);
         }
         for_each_packed(&self.packed, each);
     }
+}
+
+fn empty_table<T: Clone + Default>(n_slots: usize) -> Vec<T> {
+    let mut table = with_huge_pages(Vec::with_capacity(n_slots));
+    table.resize(n_slots, T::default());
+    table
 }
 
 fn for_each_packed(mut packed: &[u8], mut each: impl FnMut(&[u8], u64)) {
@@ -290,6 +323,12 @@ fn for_each_packed(mut packed: &[u8], mut each: impl FnMut(&[u8], u64)) {
         packed = rest;
         each(pretoken, take_varint(&mut packed));
     }
+}
+
+/// As many entries as a table of so many slots holds before it grows. Most pretokens that are
+/// looked up in it are there, so a full table costs less than the lines of a larger one.
+const fn most_entries(n_slots: usize) -> usize {
+    n_slots / 4 * 3
 }
 
 /// Moves the slots that are taken to the front; returns how many there are.
@@ -332,34 +371,9 @@ mod tests {
             if i % 3 == 0 { &mut other } else { &mut counts }.add(&pretoken, i + 1);
             *expected.entry(pretoken).or_default() += i + 1;
         }
-        counts.merge(&other);
+        counts.merge(other);
         assert_eq!(counts.len(), expected.len());
         counts.for_each(|pretoken, count| assert_eq!(expected[pretoken], count));
-    }
-
-    #[test]
-    fn a_batch_counts_each_pretoken_once() {
-        let mut counts = PretokenCounts::new();
-        let segment = b"aabababcabcdefghijklmnopq";
-        let batch = Batch {
-            segment,
-            start: 0,
-            ends: &[1, 2, 4, 6, 8, 25],
-        };
-        counts.add_batch(batch, &mut Vec::new());
-        let mut found = HashMap::new();
-        counts
-            .for_each(|pretoken, count| assert!(found.insert(pretoken.to_vec(), count).is_none()));
-        let expected = [
-            (&b"a"[..], 2),
-            (b"ba", 2),
-            (b"bc", 1),
-            (b"abcdefghijklmnopq", 1),
-        ];
-        assert_eq!(
-            found,
-            expected.into_iter().map(|(p, n)| (p.to_vec(), n)).collect()
-        );
     }
 
     #[test]

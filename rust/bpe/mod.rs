@@ -13,8 +13,8 @@ mod train;
 mod vocab;
 
 pub use count::{
-    CountsOrigin, CountsReader, CountsTotal, Footprint, PretokenCounts, Runs, merge_counts,
-    write_counts,
+    Counter, CountsOrigin, CountsReader, CountsTotal, Footprint, PretokenCounts, Runs,
+    merge_counts, write_counts,
 };
 pub use dropout::Dropout;
 pub use tokenizer::{MergeBy, Parts, Tokenizer};

@@ -9,8 +9,10 @@ use crate::bpe::Tokenizer;
 use crate::error::Result;
 use crate::memory::with_huge_pages;
 
-/// Below this many bytes, starting threads costs more than it saves.
-const SMALL: usize = 1 << 16;
+/// A thread is started for each of so many bytes: its start takes as long as 300 kB of text
+/// whose words are known, and each thread merges the words that are new to it by itself, which
+/// takes as long as a megabyte where nothing is known yet.
+const BYTES_PER_THREAD: usize = 1 << 20;
 /// What a worker takes at a time: its ids stay in the cache until they are copied.
 const SHARE: usize = 1 << 18;
 
@@ -30,11 +32,7 @@ pub fn encode_batch<I: TokenId>(
     n_threads: Option<usize>,
 ) -> Result<(Vec<I>, Vec<usize>)> {
     let total: usize = texts.iter().map(|text| text.len()).sum();
-    let n_threads = if total < SMALL {
-        1
-    } else {
-        thread_count(n_threads)
-    };
+    let n_threads = thread_count(n_threads).min(total / BYTES_PER_THREAD).max(1);
     let mut token_ids = with_huge_pages(Vec::with_capacity(total / 4 + 4 * texts.len()));
     let mut ends = Vec::with_capacity(texts.len());
     if n_threads == 1 {
@@ -143,7 +141,7 @@ mod tests {
             merge_by: MergeBy::Merges,
         })
         .expect("valid parts");
-        let long = "some words <|x|> and  others\n".repeat(30_000);
+        let long = "some words <|x|> and  others\n".repeat(200_000);
         let unbroken = "x".repeat(SHARE * 2);
         let texts: Vec<&[u8]> = [&long, "", "short", &unbroken, "<|x|>", &long[..5_000]]
             .iter()
@@ -151,6 +149,8 @@ mod tests {
             .collect();
         let expected = encode_batch::<u16>(&tokenizer, &texts, Some(1)).expect("encodes");
         assert_eq!(expected.1.len(), texts.len());
+        let total: usize = texts.iter().map(|text| text.len()).sum();
+        assert!(total > 5 * BYTES_PER_THREAD);
         for n_threads in [2, 5] {
             let found = encode_batch::<u16>(&tokenizer, &texts, Some(n_threads));
             assert_eq!(found.expect("encodes"), expected);

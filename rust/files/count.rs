@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 
 use super::blocks::{Block, Invalid, Splitter, Unit};
 use super::in_order::{in_order, thread_count};
+use super::input::InputOptions;
+use super::source::{FileBlocks, OpenRows};
 use crate::Progress;
 use crate::bpe::{
-    CountsOrigin, CountsReader, CountsTotal, Footprint, PretokenCounts, Runs, merge_counts,
-    write_counts,
+    Counter, CountsOrigin, CountsReader, CountsTotal, Footprint, PretokenCounts, Runs,
+    merge_counts, write_counts,
 };
 use crate::error::{Error, Result};
 use crate::pretokenize::{Batch, UNICODE_VERSION};
 
 /// With less than this for each worker, runs are so small that the disk does all the work.
 const LEAST_BYTES_PER_WORKER: u64 = 8 << 20;
-/// Ends of pretokens, a writer, the readers of the runs that a worker merges.
-const BUFFERS_PER_WORKER: u64 = 1 << 20;
+/// Ends of pretokens, a writer, the readers of the runs that a worker merges, and what a
+/// worker has besides its table.
+const BUFFERS_PER_WORKER: u64 = (1 << 20) + Counter::MEMORY_BYTES as u64;
 /// Pretokens of a batch that are counted without looking at the memory.
 const PIECE: usize = 1 << 12;
 
@@ -48,7 +51,7 @@ impl MemoryLimit {
     }
 
     /// The size of the blocks that files are read in: those under way take a fifth at most.
-    pub fn block_bytes(&self, n_threads: Option<usize>) -> Result<usize> {
+    fn block_bytes(&self, n_threads: Option<usize>) -> Result<usize> {
         let n_workers = self.n_workers(n_threads)? as u64;
         Ok((self.bytes / (32 * n_workers)).clamp(1 << 18, 4 << 20) as usize)
     }
@@ -86,73 +89,112 @@ pub enum Counted {
     OnDisk(Runs),
 }
 
-/// Counts the pretokens of a corpus. Under a limit, a worker's table that would outgrow its
-/// share goes to disk as a sorted run; the result is the same.
-///
-/// # Errors
-/// What reading, `Invalid::Strict`, the pattern, the folder for runs or `progress` refuse;
-/// `Argument` where the limit is too small for the threads.
-pub fn count_pretokens(
-    blocks: impl Iterator<Item = Result<Block>>,
-    total_bytes: u64,
-    splitter: &Splitter,
-    invalid: Invalid,
-    n_threads: Option<usize>,
-    limit: Option<&MemoryLimit>,
-    progress: &mut Progress,
-) -> Result<Counted> {
-    let (n_workers, share) = match limit {
-        Some(limit) => (limit.n_workers(n_threads)?, limit.share(n_threads)?),
-        None => (thread_count(n_threads), 0),
-    };
-    let runs = limit.map(|limit| Runs::new(&limit.spill_folder, splitter.origin()));
-    let runs = runs.transpose()?;
-    let new_counter = || (PretokenCounts::new(), Vec::new(), Vec::new());
-    let count = |(counts, ends, keys): &mut (PretokenCounts, _, _), mut block: Block| {
-        block.prepare(invalid)?;
-        let mut spilled = Ok(());
-        match &runs {
-            None => block.for_each_batch(splitter, ends, |b| counts.add_batch(b, keys))?,
-            Some(runs) => block.for_each_batch(splitter, ends, |batch| {
-                if spilled.is_ok() {
-                    spilled = add_within(counts, batch, keys, share, runs);
-                }
-            })?,
+/// How to count, and within which limits.
+pub struct CountJob {
+    /// What cuts text into pretokens.
+    pub splitter: Splitter,
+    /// What to do about bytes that are not UTF-8.
+    pub invalid: Invalid,
+    /// Workers; `None` means one per processor, or as many as the limit lets work well.
+    pub n_threads: Option<usize>,
+    /// Where set, a worker's table that would outgrow its share goes to disk as a sorted
+    /// run; the result is the same.
+    pub limit: Option<MemoryLimit>,
+}
+
+impl CountJob {
+    /// Counts the pretokens of files.
+    ///
+    /// # Errors
+    /// What reading the files refuses; otherwise as [`CountJob::count_blocks`].
+    pub fn count_files(
+        &self,
+        paths: &[PathBuf],
+        inputs: InputOptions,
+        open_rows: OpenRows,
+        progress: &mut Progress,
+    ) -> Result<Counted> {
+        let mut blocks = FileBlocks::new(paths, &self.splitter, inputs, Some(open_rows))?;
+        if let Some(n_bytes) = self.block_bytes()? {
+            blocks = blocks.with_block_bytes(n_bytes);
         }
-        spilled.map(|()| block.n_input_bytes)
-    };
-    let mut done = 0;
-    let counters = in_order(n_workers, blocks, new_counter, count, |n_bytes| {
-        done += n_bytes;
-        progress("count", done, total_bytes)
-    })?;
-    let tables = counters.into_iter().map(|(counts, ..)| counts).collect();
-    gather(tables, runs, limit)
+        let total_bytes = blocks.total_bytes();
+        self.count_blocks(blocks, total_bytes, progress)
+    }
+
+    /// The size of blocks that the limit asks for.
+    ///
+    /// # Errors
+    /// `Argument` where the limit is too small for the threads.
+    pub fn block_bytes(&self) -> Result<Option<usize>> {
+        let limit = self.limit.as_ref();
+        limit
+            .map(|limit| limit.block_bytes(self.n_threads))
+            .transpose()
+    }
+
+    /// Counts the pretokens of blocks, of which `progress` is told `total_bytes`.
+    ///
+    /// # Errors
+    /// What reading, `Invalid::Strict`, the pattern, the folder for runs or `progress` refuse;
+    /// `Argument` where the limit is too small for the threads.
+    pub fn count_blocks(
+        &self,
+        blocks: impl Iterator<Item = Result<Block>>,
+        total_bytes: u64,
+        progress: &mut Progress,
+    ) -> Result<Counted> {
+        let (splitter, limit) = (&self.splitter, self.limit.as_ref());
+        let (n_workers, share) = match limit {
+            Some(limit) => (
+                limit.n_workers(self.n_threads)?,
+                limit.share(self.n_threads)?,
+            ),
+            None => (thread_count(self.n_threads), 0),
+        };
+        let runs = limit.map(|limit| Runs::new(&limit.spill_folder, splitter.origin()));
+        let runs = runs.transpose()?;
+        let new_counter = || (Counter::new(), Vec::new());
+        let count = |(counter, ends): &mut (Counter, _), mut block: Block| {
+            block.prepare(self.invalid)?;
+            let mut spilled = Ok(());
+            match &runs {
+                None => block.for_each_batch(splitter, ends, |b| counter.add_batch(b))?,
+                Some(runs) => block.for_each_batch(splitter, ends, |batch| {
+                    if spilled.is_ok() {
+                        spilled = add_within(counter, batch, share, runs);
+                    }
+                })?,
+            }
+            spilled.map(|()| block.n_input_bytes)
+        };
+        let mut done = 0;
+        let counters = in_order(n_workers, blocks, new_counter, count, |n_bytes| {
+            done += n_bytes;
+            progress("count", done, total_bytes)
+        })?;
+        let tables = counters
+            .into_iter()
+            .map(|(mut counter, _)| std::mem::take(counter.settled()))
+            .collect();
+        gather(tables, runs, limit)
+    }
 }
 
 /// Adds a batch piece by piece, spilling before the table outgrows its share.
-fn add_within(
-    counts: &mut PretokenCounts,
-    batch: Batch<'_>,
-    keys: &mut Vec<u128>,
-    share: u64,
-    runs: &Runs,
-) -> Result<()> {
+fn add_within(counter: &mut Counter, batch: Batch<'_>, share: u64, runs: &Runs) -> Result<()> {
     let mut start = batch.start;
     for ends in batch.ends.chunks(PIECE) {
         let end = ends[ends.len() - 1] as usize;
-        if counts.memory_bytes_with(ends.len(), end - start) > share && !counts.is_empty() {
-            runs.spill(counts)?;
+        if counter.memory_bytes_with(ends.len(), end - start) > share && !counter.is_empty() {
+            runs.spill(counter.settled())?;
         }
         let segment = batch.segment;
-        counts.add_batch(
-            Batch {
-                segment,
-                start,
-                ends,
-            },
-            keys,
-        );
+        counter.add_batch(Batch {
+            segment,
+            start,
+            ends,
+        });
         start = end;
     }
     Ok(())
@@ -165,7 +207,8 @@ fn gather(
     limit: Option<&MemoryLimit>,
 ) -> Result<Counted> {
     let n_bytes: u64 = tables.iter().map(PretokenCounts::memory_bytes).sum();
-    // The sum may take twice what its parts take, and half of that again while it grows.
+    // Beyond two, the sum may take twice what its parts take, and half of that again while it
+    // grows.
     let fits = |limit: &MemoryLimit| tables.len() == 1 || 3 * n_bytes <= limit.bytes;
     if let Some(runs) = runs
         && (!runs.is_empty() || !limit.is_some_and(fits))
@@ -179,25 +222,28 @@ fn gather(
     }
     let mut counts = tables.pop().unwrap_or_default();
     for table in tables {
-        counts.merge(&table);
+        counts.merge(table);
     }
     Ok(Counted::InMemory(counts))
 }
 
 impl Counted {
-    /// The counts in memory, with room under the limit for the merge loop.
+    /// The counts in memory, with room under the limit to train that many ids on them.
     ///
     /// # Errors
     /// `Argument` where that would need more than the limit; what the runs or `progress`
     /// refuse.
     pub fn for_training(
         self,
+        vocab_size: usize,
         limit: Option<&MemoryLimit>,
         progress: &mut Progress,
     ) -> Result<PretokenCounts> {
-        let mut packer = Packer::new(limit);
+        let mut packer = Packer::new(vocab_size, limit);
         match self {
-            Self::InMemory(counts) if packer.has_room_for(&counts) => return Ok(counts),
+            Self::InMemory(counts) if has_room_for(&counts, vocab_size, limit) => {
+                return Ok(counts);
+            }
             Self::InMemory(mut counts) => counts.drain_sorted(|p, count| packer.push(p, count))?,
             Self::OnDisk(runs) => runs.merge(
                 |done, total| progress("merge runs", done, total),
@@ -226,7 +272,7 @@ impl Counted {
     }
 }
 
-/// The sum of `.counts` files, made as `origin` says, ready to train on.
+/// The sum of `.counts` files, made as `origin` says, ready to train that many ids on.
 ///
 /// # Errors
 /// `Format` where a file is corrupt; `Argument` where one was made in another way, or the
@@ -234,6 +280,7 @@ impl Counted {
 pub fn sum_counts(
     paths: &[PathBuf],
     origin: &CountsOrigin,
+    vocab_size: usize,
     limit: Option<&MemoryLimit>,
     progress: &mut Progress,
 ) -> Result<PretokenCounts> {
@@ -248,7 +295,7 @@ pub fn sum_counts(
         let asked = "what training was asked for";
         first.origin().check_same(origin, &name(first), asked)?;
     }
-    let mut packer = Packer::new(limit);
+    let mut packer = Packer::new(vocab_size, limit);
     let tick = |done, total| progress("merge runs", done, total);
     merge_counts(&mut readers, tick, |p, count| packer.push(p, count))?;
     packer.finish()
@@ -281,53 +328,55 @@ impl PairCounter {
     }
 }
 
+/// Whether counts as they lie in memory leave room under the limit for the merge loop.
+fn has_room_for(counts: &PretokenCounts, vocab_size: usize, limit: Option<&MemoryLimit>) -> bool {
+    limit.is_none_or(|limit| {
+        let mut footprint = Footprint::new(vocab_size);
+        counts.for_each(|pretoken, count| footprint.add(pretoken, count));
+        footprint.training_bytes_from(counts.memory_bytes()) <= limit.bytes
+    })
+}
+
 /// Packs different pretokens for training, and knows what that will need of memory.
 struct Packer<'l> {
-    limit: Option<&'l MemoryLimit>,
+    limited: Option<(&'l MemoryLimit, Footprint)>,
     counts: PretokenCounts,
-    footprint: Footprint,
     total: CountsTotal,
 }
 
 impl<'l> Packer<'l> {
-    fn new(limit: Option<&'l MemoryLimit>) -> Self {
+    fn new(vocab_size: usize, limit: Option<&'l MemoryLimit>) -> Self {
         Self {
-            limit,
+            limited: limit.map(|limit| (limit, Footprint::new(vocab_size))),
             counts: PretokenCounts::new(),
-            footprint: Footprint::default(),
             total: CountsTotal::default(),
         }
     }
 
-    fn has_room_for(&self, counts: &PretokenCounts) -> bool {
-        let Some(limit) = self.limit else { return true };
-        let mut footprint = Footprint::default();
-        counts.for_each(|pretoken, _| footprint.add(pretoken));
-        counts.memory_bytes() + footprint.merge_loop_bytes() <= limit.bytes
-    }
-
     fn push(&mut self, pretoken: &[u8], count: u64) -> Result<()> {
         self.total.add(pretoken, count)?;
-        self.footprint.add(pretoken);
-        // Beyond the limit only the footprint is wanted: the message tells it.
-        if self
-            .limit
-            .is_none_or(|limit| self.footprint.training_bytes() <= limit.bytes)
-        {
-            self.counts.push_packed(pretoken, count);
+        if let Some((limit, footprint)) = &mut self.limited {
+            footprint.add(pretoken, count);
+            // Where even these do not fit, only the footprint is wanted: the message tells it.
+            if footprint.packed_bytes() > limit.bytes {
+                return Ok(());
+            }
         }
+        self.counts.push_packed(pretoken, count);
         Ok(())
     }
 
     fn finish(self) -> Result<PretokenCounts> {
-        let needed = self.footprint.training_bytes();
-        match self.limit {
-            Some(limit) if needed > limit.bytes => Err(Error::Argument(format!(
-                "memory_limit must be at least {needed} bytes to train on {} different \
-                 pretokens, got {}",
-                self.total.n_entries, limit.bytes
-            ))),
-            _ => Ok(self.counts),
+        if let Some((limit, footprint)) = self.limited {
+            let needed = footprint.training_bytes();
+            if needed > limit.bytes {
+                return Err(Error::Argument(format!(
+                    "memory_limit must be at least {needed} bytes to train on {} different \
+                     pretokens, got {}",
+                    self.total.n_entries, limit.bytes
+                )));
+            }
         }
+        Ok(self.counts)
     }
 }

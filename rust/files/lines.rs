@@ -88,7 +88,7 @@ fn mend_at_line_ends(
                 continue;
             }
             is_changed = true;
-            let n_before = rest.partition_point(|&end| (end as usize) < at);
+            let n_before = n_below(rest, at as u32);
             mended.extend_from_slice(&rest[..n_before]);
             rest = &rest[n_before..];
             if rest.first() == Some(&(at as u32)) {
@@ -118,20 +118,47 @@ fn mend_at_line_ends(
     })
 }
 
-/// Whether a line end surely has no whitespace beside it.
+/// How many of some ascending ends are below a position, which is mostly not far.
+#[inline(always)]
+fn n_below(ends: &[u32], at: u32) -> usize {
+    let mut n = 0;
+    while let Some(next) = ends[n..].first_chunk::<8>() {
+        let n_below: usize = next.iter().map(|&end| usize::from(end < at)).sum();
+        n += n_below;
+        if n_below < 8 {
+            return n;
+        }
+    }
+    n + ends[n..].iter().take_while(|&&end| end < at).count()
+}
+
+/// Whether a line end surely is a pretoken by itself: no whitespace stands beside it, but for
+/// another line end, where text follows the two.
 #[inline(always)]
 fn stands_alone(text: &[u8], at: usize) -> bool {
     let is_plain = |byte: &u8| !matches!(byte, b'\t'..=b'\r' | b' ' | 0x80..);
-    let before = at.checked_sub(1).map(|before| &text[before]);
-    before.is_none_or(is_plain) && text.get(at + 1).is_none_or(is_plain)
+    let before = |n: usize| at.checked_sub(n).map(|before| &text[before]);
+    let (last, next) = (before(1), text.get(at + 1));
+    match (last.is_none_or(is_plain), next.is_none_or(is_plain)) {
+        (true, true) => true,
+        (true, false) => next == Some(&b'\n') && text.get(at + 2).is_some_and(is_plain),
+        (false, true) => last == Some(&b'\n') && before(2).is_none_or(is_plain) && next.is_some(),
+        (false, false) => false,
+    }
 }
 
 /// Whether whitespace other than a line end stands before a position.
 fn follows_blank(text: &[u8], at: usize) -> bool {
+    let Some(last) = at.checked_sub(1) else {
+        return false;
+    };
+    if text[last].is_ascii() {
+        return matches!(text[last], b'\t' | b'\x0B'..=b'\r' | b' ');
+    }
     let from = at.saturating_sub(4);
     let start = (from..at).rev().find(|&i| text[i] & 0xC0 != 0x80);
     let last = start.and_then(|start| std::str::from_utf8(&text[start..at]).ok());
-    last.is_some_and(|last| last != "\n" && last.chars().all(char::is_whitespace))
+    last.is_some_and(|last| last.chars().all(char::is_whitespace))
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ mod text;
 
 pub use batch::encode_batch;
 pub use blocks::{Block, Invalid, Splitter, Unit};
-pub use count::{Counted, MemoryLimit, PairCounter, count_pretokens, sum_counts};
+pub use count::{CountJob, Counted, MemoryLimit, PairCounter, sum_counts};
 pub use encode::{EncodeJob, encode_files};
 pub use in_order::thread_count;
 pub use input::{Format, InputOptions};

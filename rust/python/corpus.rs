@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyIterator, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
-use super::counts::{counted, limit_of, pairs_of};
+use super::counts::{Counting, pairs_of};
 use super::rows::{Inputs, Raised};
 use super::tokenizer::Tokenizer;
 use super::{run, text_of};
 use crate::bpe::{TieBreak, TrainOptions, train};
-use crate::files::{self, Block, EncodeJob, Invalid, Splitter, Unit, sum_counts};
-use crate::pretokenize::{Pattern, SpecialTokens};
+use crate::files::{self, EncodeJob, Invalid, sum_counts};
+use crate::pretokenize::Pattern;
 use crate::token_file::{self, TokenFileOptions, TokenFileSummary, TokenizerRecord, hex};
 use crate::{Error, Progress, Result};
 
@@ -24,18 +24,6 @@ fn tie_break_of(name: &str) -> Result<TieBreak> {
         _ => {
             return Err(Error::Argument(format!(
                 "tie_break must be bytes, hf or first_id, got {name:?}"
-            )));
-        }
-    })
-}
-
-fn unit_of(name: &str) -> Result<Unit> {
-    Ok(match name {
-        "document" => Unit::Document,
-        "line" => Unit::Line,
-        _ => {
-            return Err(Error::Argument(format!(
-                "unit must be document or line, got {name:?}"
             )));
         }
     })
@@ -54,134 +42,51 @@ pub(super) fn invalid_of(name: &str) -> Result<Invalid> {
     })
 }
 
-pub(super) fn splitter_of(
-    pattern: &str,
-    special_tokens: &[String],
-    unit: &str,
-) -> Result<Splitter> {
-    Ok(Splitter {
-        pattern: Pattern::new(pattern)?,
-        specials: SpecialTokens::new(special_tokens)?,
-        unit: unit_of(unit)?,
-    })
-}
-
-/// Texts of a Python iterable, a megabyte or so at a time.
-pub(super) struct TextBlocks<'e> {
-    texts: Py<PyIterator>,
-    error: &'e mut Option<PyErr>,
-    /// A block ends with the text that reaches this size.
-    pub(super) block_bytes: usize,
-}
-
-impl<'e> TextBlocks<'e> {
-    pub(super) fn new(texts: Py<PyIterator>, error: &'e mut Option<PyErr>) -> Self {
-        Self {
-            texts,
-            error,
-            block_bytes: 1 << 20,
-        }
-    }
-}
-
-impl Iterator for TextBlocks<'_> {
-    type Item = Result<Block>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let block = Python::attach(|py| {
-            let mut texts = Vec::new();
-            let mut size = 0;
-            let mut iterator = self.texts.bind(py).clone();
-            while size < self.block_bytes && texts.len() < 1 << 16 {
-                let Some(text) = iterator.next().transpose()? else {
-                    break;
-                };
-                let text = text.cast_into::<PyString>()?;
-                let text = text_of(&text)?.into_owned();
-                size += text.len();
-                texts.push(text);
-            }
-            Ok((!texts.is_empty()).then(|| Block::of_texts(texts.iter().map(String::as_str))))
-        });
-        block
-            .unwrap_or_else(|raised| {
-                *self.error = Some(raised);
-                Some(Block::of_texts([]))
-            })
-            .map(|block| {
-                if self.error.is_some() {
-                    Err(Error::Interrupted)
-                } else {
-                    Ok(block)
-                }
-            })
-    }
-}
-
-/// Trains on files (`paths`), on `texts`, on files of counts or on (pretoken, count) pairs,
+/// Trains on what `counting` names, on files of counts or on (pretoken, count) pairs,
 /// whichever is given.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
 pub fn train_bpe(
     py: Python<'_>,
-    paths: Vec<PathBuf>,
-    texts: Option<&Bound<'_, PyAny>>,
+    counting: Counting<'_>,
     counts_paths: Vec<PathBuf>,
     pairs: Option<&Bound<'_, PyAny>>,
     vocab_size: usize,
-    special_tokens: Vec<String>,
-    pattern: String,
     tie_break: &str,
-    unit: &str,
-    errors: &str,
     min_frequency: u64,
     max_token_length: Option<usize>,
     extend: Option<&Bound<'_, Tokenizer>>,
-    n_threads: Option<usize>,
-    memory_limit: Option<u64>,
-    spill_dir: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
-    inputs: Inputs,
 ) -> PyResult<Tokenizer> {
-    let limit = limit_of(memory_limit, spill_dir);
-    let from_tables = Raised::default();
-    let inputs = inputs.split(&from_tables)?;
-    let extend = extend.map(|base| Arc::clone(&base.get().core));
-    let invalid = invalid_of(errors)?;
     let options = TrainOptions {
         vocab_size,
-        special_tokens,
+        special_tokens: counting.special_tokens.clone(),
         tie_break: tie_break_of(tie_break)?,
         min_frequency,
         max_token_length,
-        extend,
+        extend: extend.map(|base| Arc::clone(&base.get().core)),
     };
     options.check()?;
-    let splitter = splitter_of(&pattern, &options.all_special_tokens(), unit)?;
-    let mut raised = None;
-    let texts = texts
-        .map(|texts| texts.try_iter().map(Bound::unbind))
-        .transpose()?;
+    let pattern = counting.pattern.clone();
+    let raised = Raised::default();
+    let corpus = counting.corpus(&options.all_special_tokens(), &raised)?;
     let pairs = pairs.map(|pairs| pairs_of(py, pairs)).transpose()?;
     let result = run(py, progress, |progress: &mut Progress| {
+        let limit = corpus.job.limit.clone();
         let limit = limit.as_ref();
-        let texts = texts.map(|texts| TextBlocks::new(texts, &mut raised));
         let counts = if let Some(pairs) = pairs {
-            pairs.finish().for_training(limit, progress)?
+            pairs.finish().for_training(vocab_size, limit, progress)?
         } else if counts_paths.is_empty() {
-            counted(
-                &paths, inputs, texts, &splitter, invalid, n_threads, limit, progress,
-            )?
-            .for_training(limit, progress)?
+            corpus
+                .count(progress)?
+                .for_training(vocab_size, limit, progress)?
         } else {
-            sum_counts(&counts_paths, &splitter.origin(), limit, progress)?
+            let origin = corpus.job.splitter.origin();
+            sum_counts(&counts_paths, &origin, vocab_size, limit, progress)?
         };
-        train(&counts, &options, progress)?.into_tokenizer(&options, pattern)
+        train(counts, &options, progress)?.into_tokenizer(&options, pattern)
     });
-    match raised {
-        Some(raised) => Err(raised),
-        None => Ok(from_tables.or(result)?.into()),
-    }
+    Ok(raised.or(result)?.into())
 }
 
 fn summary_of<'py>(py: Python<'py>, summary: &TokenFileSummary) -> PyResult<Bound<'py, PyDict>> {

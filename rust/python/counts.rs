@@ -5,24 +5,131 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
 
-use super::corpus::{TextBlocks, invalid_of, splitter_of};
+use super::corpus::invalid_of;
 use super::rows::{Inputs, Raised};
-use super::run;
+use super::{run, text_of};
 use crate::bpe::CountsTotal;
 use crate::files::{
-    self, Counted, FileBlocks, InputOptions, Invalid, MemoryLimit, OpenRows, PairCounter, Splitter,
+    Block, CountJob, Counted, InputOptions, MemoryLimit, OpenRows, PairCounter, Splitter, Unit,
 };
-use crate::{Progress, Result};
+use crate::pretokenize::{Pattern, SpecialTokens};
+use crate::{Error, Progress, Result};
 
-pub(super) fn limit_of(
+/// What is counted, how, and within which limits: the fields of `rslm.corpus.Counting`.
+#[derive(FromPyObject)]
+pub struct Counting<'py> {
+    paths: Vec<PathBuf>,
+    texts: Option<Bound<'py, PyAny>>,
+    pub(super) special_tokens: Vec<String>,
+    pub(super) pattern: String,
+    unit: String,
+    errors: String,
+    n_threads: Option<usize>,
     memory_limit: Option<u64>,
     spill_dir: Option<PathBuf>,
-) -> Option<MemoryLimit> {
-    memory_limit.map(|bytes| MemoryLimit {
-        bytes,
-        spill_folder: spill_dir.unwrap_or_else(std::env::temp_dir),
+    inputs: Inputs,
+}
+
+impl Counting<'_> {
+    /// Takes the arguments apart. These special tokens may be more than those given: training
+    /// adds those of the tokenizer that it extends.
+    pub(super) fn corpus(self, special_tokens: &[String], raised: &Raised) -> PyResult<Corpus> {
+        let (inputs, open_rows) = self.inputs.split(raised)?;
+        let job = CountJob {
+            splitter: Splitter {
+                pattern: Pattern::new(&self.pattern)?,
+                specials: SpecialTokens::new(special_tokens)?,
+                unit: unit_of(&self.unit)?,
+            },
+            invalid: invalid_of(&self.errors)?,
+            n_threads: self.n_threads,
+            limit: self.memory_limit.map(|bytes| MemoryLimit {
+                bytes,
+                spill_folder: self.spill_dir.unwrap_or_else(std::env::temp_dir),
+            }),
+        };
+        let texts = self.texts.map(|texts| texts.try_iter().map(Bound::unbind));
+        Ok(Corpus {
+            texts: texts.transpose()?.map(|texts| TextBlocks {
+                texts,
+                raised: raised.clone(),
+                block_bytes: 1 << 20,
+            }),
+            paths: self.paths,
+            inputs,
+            open_rows,
+            job,
+        })
+    }
+}
+
+/// Files, or texts where these are given, and how to count them; nothing of it needs the
+/// interpreter's attention but where it is asked for more texts.
+pub struct Corpus {
+    paths: Vec<PathBuf>,
+    texts: Option<TextBlocks>,
+    inputs: InputOptions,
+    open_rows: OpenRows,
+    pub(super) job: CountJob,
+}
+
+impl Corpus {
+    /// Counts the pretokens.
+    pub(super) fn count(self, progress: &mut Progress) -> Result<Counted> {
+        let Self {
+            paths, texts, job, ..
+        } = self;
+        if let Some(mut texts) = texts {
+            let most = job.block_bytes()?.unwrap_or(usize::MAX);
+            texts.block_bytes = texts.block_bytes.min(most);
+            return job.count_blocks(texts, 0, progress);
+        }
+        job.count_files(&paths, self.inputs, self.open_rows, progress)
+    }
+}
+
+/// Texts of a Python iterable, a megabyte or so at a time.
+struct TextBlocks {
+    texts: Py<PyIterator>,
+    raised: Raised,
+    /// A block ends with the text that reaches this size.
+    block_bytes: usize,
+}
+
+impl Iterator for TextBlocks {
+    type Item = Result<Block>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let block = Python::attach(|py| {
+            let mut texts = Vec::new();
+            let mut size = 0;
+            let mut iterator = self.texts.bind(py).clone();
+            while size < self.block_bytes && texts.len() < 1 << 16 {
+                let Some(text) = iterator.next().transpose()? else {
+                    break;
+                };
+                let text = text.cast_into::<PyString>()?;
+                let text = text_of(&text)?.into_owned();
+                size += text.len();
+                texts.push(text);
+            }
+            Ok((!texts.is_empty()).then(|| Block::of_texts(texts.iter().map(String::as_str))))
+        });
+        block.map_err(|error| self.raised.keep(error)).transpose()
+    }
+}
+
+fn unit_of(name: &str) -> Result<Unit> {
+    Ok(match name {
+        "document" => Unit::Document,
+        "line" => Unit::Line,
+        _ => {
+            return Err(Error::Argument(format!(
+                "unit must be document or line, got {name:?}"
+            )));
+        }
     })
 }
 
@@ -47,32 +154,6 @@ pub(super) fn pairs_of(py: Python<'_>, pairs: &Bound<'_, PyAny>) -> PyResult<Pai
     Ok(counter)
 }
 
-/// Counts the pretokens of files, or of texts where these are given.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn counted(
-    paths: &[PathBuf],
-    (inputs, open_rows): (InputOptions, OpenRows),
-    texts: Option<TextBlocks<'_>>,
-    splitter: &Splitter,
-    invalid: Invalid,
-    n_threads: Option<usize>,
-    limit: Option<&MemoryLimit>,
-    progress: &mut Progress,
-) -> Result<Counted> {
-    if let Some(mut texts) = texts {
-        if let Some(limit) = limit {
-            texts.block_bytes = texts.block_bytes.min(limit.block_bytes(n_threads)?);
-        }
-        return files::count_pretokens(texts, 0, splitter, invalid, n_threads, limit, progress);
-    }
-    let mut blocks = FileBlocks::new(paths, splitter, inputs, Some(open_rows))?;
-    if let Some(limit) = limit {
-        blocks = blocks.with_block_bytes(limit.block_bytes(n_threads)?);
-    }
-    let total = blocks.total_bytes();
-    files::count_pretokens(blocks, total, splitter, invalid, n_threads, limit, progress)
-}
-
 fn total_of(py: Python<'_>, total: CountsTotal) -> PyResult<Bound<'_, PyDict>> {
     let out = PyDict::new(py);
     out.set_item("n_entries", total.n_entries)?;
@@ -81,45 +162,22 @@ fn total_of(py: Python<'_>, total: CountsTotal) -> PyResult<Bound<'_, PyDict>> {
     Ok(out)
 }
 
-/// Counts the pretokens of files or `texts` into the file `out`.
+/// Counts the pretokens of what `counting` names into the file `out`.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)]
 pub fn count_pretokens<'py>(
     py: Python<'py>,
-    paths: Vec<PathBuf>,
-    texts: Option<&Bound<'py, PyAny>>,
+    counting: Counting<'py>,
     out: PathBuf,
-    special_tokens: Vec<String>,
-    pattern: &str,
-    unit: &str,
-    errors: &str,
-    n_threads: Option<usize>,
-    memory_limit: Option<u64>,
-    spill_dir: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
-    inputs: Inputs,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let from_tables = Raised::default();
-    let inputs = inputs.split(&from_tables)?;
-    let splitter = splitter_of(pattern, &special_tokens, unit)?;
-    let invalid = invalid_of(errors)?;
-    let limit = limit_of(memory_limit, spill_dir);
-    let mut raised = None;
-    let texts = texts
-        .map(|texts| texts.try_iter().map(Bound::unbind))
-        .transpose()?;
+    let raised = Raised::default();
+    let special_tokens = counting.special_tokens.clone();
+    let corpus = counting.corpus(&special_tokens, &raised)?;
     let result = run(py, progress, |progress: &mut Progress| {
-        let texts = texts.map(|texts| TextBlocks::new(texts, &mut raised));
-        let limit = limit.as_ref();
-        let counted = counted(
-            &paths, inputs, texts, &splitter, invalid, n_threads, limit, progress,
-        )?;
-        counted.write(&out, &splitter.origin(), progress)
+        let origin = corpus.job.splitter.origin();
+        corpus.count(progress)?.write(&out, &origin, progress)
     });
-    match raised {
-        Some(raised) => Err(raised),
-        None => total_of(py, from_tables.or(result)?),
-    }
+    total_of(py, raised.or(result)?)
 }
 
 /// Reads a file of counts entry by entry; see `rslm.tokenizer.read_counts`.

@@ -473,6 +473,19 @@ impl EncodeIterator {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<u32>> {
+        let id = self.next_id(py);
+        if id.is_err() {
+            // As a generator that raised: what comes after the lost text is not the ids of it all.
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.stream = None;
+            state.ready.clear();
+        }
+        id
+    }
+}
+
+impl EncodeIterator {
+    fn next_id(&self, py: Python<'_>) -> PyResult<Option<u32>> {
         loop {
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

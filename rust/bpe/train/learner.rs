@@ -1,7 +1,8 @@
 //! One merge after the other.
 
 use super::TrainOptions;
-use super::pairs::{Pairs, Side};
+use super::numbers::PairNumbers;
+use super::pairs::{Pair, Pairs, Side};
 use super::queue::{Order, Queue};
 use super::start::Start;
 use super::words::{Symbol, Words};
@@ -19,10 +20,9 @@ pub(super) struct Learner<'o, S> {
     order: Order,
     /// What stands on the left and on the right of the symbol that is being made.
     sides: [Side; 2],
-    /// The number of the last merge in which an id was the left part, or the right part.
-    last_as_left: Vec<u32>,
-    last_as_right: Vec<u32>,
-    n_merges: u32,
+    /// For keeping the counts true; `None` where a tokenizer is extended. Its vocabulary may
+    /// let two pairs make the same token, whose pairs would be there twice then.
+    numbers: Option<PairNumbers>,
     limits: Limits,
     base: Option<&'o Tokenizer>,
 }
@@ -48,7 +48,7 @@ impl<'o, S: Symbol> Learner<'o, S> {
             min_frequency: options.min_frequency.max(1),
             max_token_length: options.max_token_length.unwrap_or(usize::MAX),
         };
-        let (pairs, counts) = start.pairs(&words, |left, right, count| {
+        let pairs = start.pairs(&words, |left, right, count| {
             limits.allow(&start.vocab, left, right, count)
         });
         let base = start.base();
@@ -58,15 +58,19 @@ impl<'o, S: Symbol> Learner<'o, S> {
             queue: Queue::new(),
             order: Order::new(options.tie_break, start.vocab),
             sides: [Side::new(options.vocab_size), Side::new(options.vocab_size)],
-            last_as_left: vec![0; options.vocab_size],
-            last_as_right: vec![0; options.vocab_size],
-            n_merges: 0,
+            numbers: base.is_none().then(PairNumbers::new),
             limits,
             base,
         };
-        for (number, count) in (0..).zip(counts) {
-            let pairs = &mut learner.pairs.all;
-            learner.queue.push(pairs, number, count, &learner.order);
+        let pairs = &mut learner.pairs.all;
+        for number in 0..pairs.len() {
+            let count = pairs[number].count;
+            learner
+                .queue
+                .push(pairs, number as u32, count, &learner.order);
+        }
+        if let Some(numbers) = &mut learner.numbers {
+            numbers.update(pairs);
         }
         learner
     }
@@ -99,9 +103,9 @@ impl<'o, S: Symbol> Learner<'o, S> {
             }
             self.words.merge(place, left, right, new, &mut self.sides);
         }
-        self.n_merges += 1;
-        self.last_as_left[left as usize] = self.n_merges;
-        self.last_as_right[right as usize] = self.n_merges;
+        if let Some(numbers) = &self.numbers {
+            lose(&mut self.pairs.all, numbers, &self.sides, left, right, new);
+        }
         let [before, after] = &mut self.sides;
         let (order, queue, limits) = (&self.order, &mut self.queue, self.limits);
         let allow = |left, right, count| {
@@ -112,9 +116,11 @@ impl<'o, S: Symbol> Learner<'o, S> {
             queue.push(&mut pairs.all, number, count, order);
         };
         let pairs = &mut self.pairs;
-        let as_of = self.n_merges;
-        before.drain(pairs, as_of, |id, count| allow(id, new, count), &mut file);
-        after.drain(pairs, as_of, |id, count| allow(new, id, count), &mut file);
+        before.drain(pairs, |id, count| allow(id, new, count), &mut file);
+        after.drain(pairs, |id, count| allow(new, id, count), &mut file);
+        if let Some(numbers) = &mut self.numbers {
+            numbers.update(&pairs.all);
+        }
         Ok(Some(Merge { left, right, new }))
     }
 
@@ -124,15 +130,10 @@ impl<'o, S: Symbol> Learner<'o, S> {
         let least = self.limits.min_frequency;
         loop {
             let (number, filed) = self.queue.pop(&self.pairs.all, least, &self.order)?;
-            let pair = &self.pairs.all[number as usize];
-            // Only a merge that ends in its left symbol, or begins with its right one,
-            // takes an occurrence away.
-            let is_true = self.last_as_right[pair.left as usize] <= pair.as_of
-                && self.last_as_left[pair.right as usize] <= pair.as_of;
-            if is_true {
-                return Some(number);
-            }
-            let count = self.recount(number);
+            let count = match self.numbers {
+                Some(_) => self.pairs.all[number as usize].count,
+                None => self.recount(number),
+            };
             if count == filed {
                 return Some(number);
             }
@@ -164,7 +165,6 @@ impl<'o, S: Symbol> Learner<'o, S> {
             kept += usize::from(count > 0);
         }
         pair.n_places = kept as u32;
-        pair.as_of = self.n_merges;
         total
     }
 
@@ -177,6 +177,39 @@ impl<'o, S: Symbol> Learner<'o, S> {
         match known {
             Some(id) => Ok(id),
             None => self.order.push_token(&token_bytes),
+        }
+    }
+}
+
+/// Takes from the pairs of two parts that became one what they lost to the pairs of the new
+/// symbol.
+fn lose(
+    pairs: &mut [Pair],
+    numbers: &PairNumbers,
+    [before, after]: &[Side; 2],
+    left: u32,
+    right: u32,
+    new: u32,
+) {
+    // Between two new symbols stood the right part of one and the left part of the other.
+    let outer = |neighbour| if neighbour == new { right } else { neighbour };
+    let losses = || {
+        let lost_before = before.counts().map(|(id, count)| (outer(id), left, count));
+        let lost_after = after.counts().map(|(id, count)| (right, id, count));
+        lost_before.chain(lost_after)
+    };
+    for (left, right, _) in losses() {
+        numbers.prefetch(left, right);
+    }
+    for (left, right, _) in losses() {
+        numbers.prefetch_pair(pairs, left, right);
+    }
+    for (lost_left, lost_right, count) in losses() {
+        // The pair that is merged is gone.
+        if (lost_left, lost_right) != (left, right)
+            && let Some(number) = numbers.find(pairs, lost_left, lost_right)
+        {
+            pairs[number as usize].count -= count;
         }
     }
 }

@@ -7,13 +7,16 @@
 //! Facts this rests on:
 //! - A pair gains occurrences only in the step that creates its newer symbol; from then on
 //!   its count falls. So the list of words that hold it is complete once it is made, and a
-//!   count that was true once is never too low: it is put right when the pair's turn comes,
-//!   by looking through that list. No step ever looks a pair up, so pairs need no table.
+//!   count that was true once is never too low: a pair stays filed under it until its turn
+//!   comes.
+//! - As often as a symbol stands beside a new one, it stood beside a part of it before. So
+//!   the sums that make the new pairs are what the old ones lose.
 //! - Counts of merges never rise from one to the next, so the queue only moves down.
 //! - Two different pairs never make the same bytes, as the inside of a future symbol
 //!   evolves alike in every word; so ids stand for byte strings.
 
 mod learner;
+mod numbers;
 #[cfg(test)]
 mod oracle;
 mod pairs;
@@ -181,7 +184,7 @@ impl Trained {
 /// # Errors
 /// `Argument` from [`TrainOptions::check`]; whatever `progress` returns.
 pub fn train(
-    pretokens: &PretokenCounts,
+    pretokens: PretokenCounts,
     options: &TrainOptions,
     progress: &mut Progress,
 ) -> Result<Trained> {
@@ -195,12 +198,13 @@ pub fn train(
 }
 
 fn learn<S: words::Symbol>(
-    pretokens: &PretokenCounts,
+    pretokens: PretokenCounts,
     options: &TrainOptions,
     start: Start<'_>,
     progress: &mut Progress,
 ) -> Result<Trained> {
-    let words = start.words::<S>(pretokens)?;
+    let words = start.words::<S>(&pretokens)?;
+    drop(pretokens);
     let last_specials = start.last_specials();
     let mut learner = Learner::new(start, words, options);
     let limit = options.vocab_size - last_specials.len();

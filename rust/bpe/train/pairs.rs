@@ -2,8 +2,7 @@
 
 use super::words::Place;
 
-/// Two adjacent symbols. Its count is where it is filed; its words are complete, and some
-/// may not hold it any more.
+/// Two adjacent symbols. Its words are complete, and some may not hold it any more.
 #[derive(Clone, Copy)]
 pub(super) struct Pair {
     pub left: u32,
@@ -11,10 +10,10 @@ pub(super) struct Pair {
     /// Its words in [`Pairs::places`], ascending; one that holds it twice may stand twice.
     pub first_place: usize,
     pub n_places: u32,
-    /// The number of merges at which its count was true.
-    pub as_of: u32,
     /// The pair filed before it under the same count.
     pub next: u32,
+    /// How often it stands in the text. It may be filed under what this was before.
+    pub count: u64,
 }
 
 /// All pairs that may yet merge.
@@ -67,12 +66,17 @@ impl Side {
         self.met.push((neighbour, place));
     }
 
+    /// The neighbours, and how often each was met.
+    pub fn counts(&self) -> impl Iterator<Item = (u32, u64)> {
+        let count_of = |&neighbour: &u32| (neighbour, self.sums[neighbour as usize].count);
+        self.touched.iter().map(count_of)
+    }
+
     /// Makes a pair of each neighbour that `pair_of` accepts with its count, and forgets
     /// them all. `pair_of` says left, right and whether they are to be a pair.
     pub fn drain(
         &mut self,
         pairs: &mut Pairs,
-        as_of: u32,
         mut pair_of: impl FnMut(u32, u64) -> Option<(u32, u32)>,
         mut file: impl FnMut(&mut Pairs, u32, u64),
     ) {
@@ -90,8 +94,8 @@ impl Side {
                 right,
                 first_place: base + n_places as usize,
                 n_places: sum.n_places,
-                as_of,
                 next: 0,
+                count: sum.count,
             });
             n_places += sum.n_places;
             file(pairs, pairs.all.len() as u32 - 1, sum.count);

@@ -87,7 +87,7 @@ impl<'o> Start<'o> {
         &self,
         words: &Words<S>,
         is_wanted: impl Fn(u32, u32, u64) -> bool,
-    ) -> (Pairs, Vec<u64>) {
+    ) -> Pairs {
         if self.base().is_some() {
             let mut numbers = FxHashMap::default();
             first_pairs(words, is_wanted, 0, |left, right| {
@@ -119,7 +119,7 @@ fn first_pairs<S: Symbol>(
     is_wanted: impl Fn(u32, u32, u64) -> bool,
     n_numbers: usize,
     mut number_of: impl FnMut(u32, u32) -> usize,
-) -> (Pairs, Vec<u64>) {
+) -> Pairs {
     const NOWHERE: usize = usize::MAX;
     let mut found = vec![FirstPair::default(); n_numbers];
     words.for_each(|_, count, symbols| {
@@ -136,7 +136,6 @@ fn first_pairs<S: Symbol>(
         }
     });
     let mut pairs = Pairs::default();
-    let mut counts = Vec::new();
     let mut n_places = 0;
     for pair in found.iter_mut().filter(|pair| pair.count > 0) {
         if !is_wanted(pair.left, pair.right, pair.count) {
@@ -149,10 +148,9 @@ fn first_pairs<S: Symbol>(
             right: pair.right,
             first_place: n_places,
             n_places: pair.n_places,
-            as_of: 0,
             next: 0,
+            count: pair.count,
         });
-        counts.push(pair.count);
         n_places += pair.n_places as usize;
     }
     pairs.places.resize(n_places, 0);
@@ -165,5 +163,5 @@ fn first_pairs<S: Symbol>(
             }
         }
     });
-    (pairs, counts)
+    pairs
 }

@@ -9,7 +9,7 @@ fn counted(words: &[(&str, u64)]) -> PretokenCounts {
 }
 
 fn trained(pretokens: &PretokenCounts, options: &TrainOptions) -> Trained {
-    train(pretokens, options, &mut |_, _, _| Ok(())).expect("valid options")
+    train(pretokens.clone(), options, &mut |_, _, _| Ok(())).expect("valid options")
 }
 
 fn options(vocab_size: usize, tie_break: TieBreak) -> TrainOptions {
