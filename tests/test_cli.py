@@ -344,6 +344,42 @@ BAD_INPUT = {
         b"",
         "no",
     ),
+    "run: vocabulary of text too small": (
+        f"train --out new/x --text text.txt --vocab-size 3 {TINY_RUN}",
+        b"",
+        "vocab_size must be at least 257",
+    ),
+    "run: text not UTF-8": (
+        f"train --out new/x --text latin1.txt --vocab-size 300 {TINY_RUN}",
+        b"",
+        "latin1.txt",
+    ),
+    "run: context longer than text": (
+        f"train --out x --text short.txt --vocab-size 300 {TINY_RUN} --model.context-length 4096",
+        b"",
+        "context_length",
+    ),
+    "run: weights of another model": (
+        f"train --out x --data.train tokens --init-from run {TINY_RUN} --model.d-ff 24",
+        b"",
+        "must be torch.float32",
+    ),
+    "run: out not UTF-8": (
+        f"train --out x\udcff --data.train tokens {TINY_RUN}",
+        b"",
+        r"out must be UTF-8, got 'x\udcff'",
+    ),
+    "special token not UTF-8": (
+        "tokenizer train text.txt --out x --vocab-size 300 --special-tokens a b\udcff",
+        b"",
+        r"special_tokens must be UTF-8, got 'b\udcff'",
+    ),
+    "pattern not UTF-8": (
+        "tokenizer train text.txt --out x --vocab-size 300 --pattern \udcff",
+        b"",
+        r"pattern must be UTF-8, got '\udcff'",
+    ),
+    "sample: prompt not UTF-8": ("sample run --prompt \udcff", b"", "prompt must be UTF-8"),
     "sample: missing run": ("sample no", b"", "no"),
     "sample: not a run": ("sample tokens", b"", "tokens"),
     "sample: negative temperature": ("sample run --temperature -1", b"", "temperature must be"),
@@ -357,6 +393,7 @@ BAD_INPUT = {
     "demo: corpus not UTF-8": ("demo --corpus latin1.txt --out x", b"", "latin1.txt"),
     "demo: unknown preset": ("demo --preset demos --out x", b"", "preset must be one of"),
     "demo: out exists": ("demo --corpus text.txt --out run", b"", "--resume"),
+    "demo: resume of another run": ("demo --resume --out run", b"", "must be the folder of a demo"),
     "demo: no steps": ("demo --corpus text.txt --out x --n-steps 0", b"", "n_steps"),
 }
 
@@ -379,6 +416,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert fragment in outcome.err
     assert outcome.out == ""
     assert snapshot(made) == before
+
+
+def test_a_folder_made_for_what_was_refused_goes_and_one_that_was_there_stays(
+    made: Path, tmp_path: Path, rslm: Rslm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    text = f"--text {made}/text.txt --valid-text {made}/latin1.txt --vocab-size 300 {TINY_RUN}"
+    demo = f"demo --corpus {made}/text.txt --vocab-size 3"
+    for command in (f"train --out empty {text}", f"{demo} --out new/x", f"{demo} --out empty"):
+        assert rslm(command).code == 2
+        assert [str(path) for path in Path().rglob("*")] == ["empty"]
 
 
 def test_every_command_has_its_options_and_function() -> None:

@@ -20,34 +20,34 @@ RUST = ROOT / "rust"
 
 # A trailing `.*` names every module of that folder.
 LAYERS = [
-    ["errors", "files", "token_file_format"],
+    ["errors", "files", "process", "progress", "token_file_format"],
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
         *["architecture", "config", "reference"],
     ],
-    ["tokenizer", "optim", "data.*", "run_folder", "train_config", "terminal"],
-    ["attention", "losses", "batches", "checkpoint", "run_log", "text_run"],
-    ["model"],
+    ["corpus", "optim", "data.*", "run_folder", "train_config", "terminal"],
+    ["tokenizer", "attention", "losses", "batches", "checkpoint", "run_log"],
+    ["model", "text_run"],
     ["infer.*"],
     ["evaluate.*"],
     ["train"],
     ["cli", "commands.*", "demo"],
 ]
 # The package's face and `python -m rslm` stand outside the layers, and nothing imports them.
-FACE = {"": ["_rslm", "errors", "token_file", "tokenizer"], "__main__": ["cli"]}
+FACE = {"": ["_rslm", "errors", "token_file", "tokenizer"], "__main__": ["cli", "process"]}
 # These load their imports inside the functions that need them, so they may name anything below.
 LAZY = ["cli", "commands.*", "demo"]
 # These run where torch is not installed.
 TORCH_FREE = [
-    *["errors", "files", "token_file_format", "_rslm", "token_file", "token_file_writer"],
-    *["permutation", "architecture", "config"],
-    *["reference", "tokenizer", "data.*", "train_config", "terminal", "text_run"],
+    *["errors", "files", "process", "progress", "token_file_format", "_rslm"],
+    *["token_file", "token_file_writer", "permutation", "architecture", "config"],
+    *["reference", "corpus", "tokenizer", "data.*", "train_config", "terminal", "text_run"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
-# and `files` reads Parquet where it is asked to.
+# `files` reads Parquet and `progress` draws a bar where they are asked to.
 LIGHT_MODULES = [*LAYERS[0], *LAYERS[1]]
 LIGHT = {"numpy", "regex"}
-LIGHT_EXTRA = {"config": {"tyro"}, "files": {"pyarrow"}}
+LIGHT_EXTRA = {"config": {"tyro"}, "files": {"pyarrow"}, "progress": {"rich"}}
 
 # Left never sees right; modules side by side may see each other.
 RUST_LAYERS = [

@@ -65,6 +65,11 @@ def test_signature_is_as_promised(name: str):
     assert str(inspect.Signature(bare)) == SIGNATURES[name]
 
 
+def test_the_function_and_the_method_that_train_take_the_same():
+    function, method = inspect.signature(rslm.train_bpe), inspect.signature(rslm.Tokenizer.train)
+    assert list(function.parameters.values()) == list(method.parameters.values())
+
+
 def test_version_is_the_installed_package_s():
     assert rslm.__version__ == version("rslm")
 

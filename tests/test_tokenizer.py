@@ -257,6 +257,37 @@ def test_encode_iterable_passes_errors_of_the_iterable_on(rust_tokenizer) -> Non
         list(rust_tokenizer().encode_iterable([b"bytes"]))
 
 
+@pytest.mark.parametrize("bad", [b"bytes", None])
+def test_encode_iterable_is_finished_once_it_has_raised(bad: object, rust_tokenizer) -> None:
+    texts = iter(["a b ", bad, "never read"])
+    token_ids = rust_tokenizer().encode_iterable(texts)
+    with pytest.raises(TypeError):
+        list(token_ids)
+    assert list(token_ids) == []
+    assert next(texts) == "never read"
+
+
+def test_encode_iterable_does_not_ask_a_source_again_that_raised(rust_tokenizer) -> None:
+    class Failing:
+        n_asked = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self) -> str:
+            self.n_asked += 1
+            if self.n_asked == 2:
+                raise LookupError("once")
+            return "text "
+
+    source = Failing()
+    token_ids = rust_tokenizer().encode_iterable(source)
+    with pytest.raises(LookupError, match="once"):
+        list(token_ids)
+    assert next(token_ids, None) is None
+    assert source.n_asked == 2
+
+
 def test_special_tokens_are_never_split_and_the_longest_wins() -> None:
     vocab, merges = reference.train_bpe("<|endoftext|>" * 9, 256 + 12)
     double = END_OF_TEXT * 2

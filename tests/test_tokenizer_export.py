@@ -222,6 +222,33 @@ def test_a_special_token_of_one_byte_needs_an_id() -> None:
             rslm.train_bpe(None, 300, special_tokens, texts=["a text"])
 
 
+@pytest.mark.parametrize("token_id", [97, 300])
+def test_a_special_token_of_one_byte_is_as_in_tiktoken(token_id: int) -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {token: i for i, token in bytes_and().items()}
+    special_tokens = {"a": token_id}
+    theirs = tiktoken.Encoding(
+        "bytes", pat_str=r"\w+|\W+", mergeable_ranks=ranks, special_tokens=special_tokens
+    )
+    ours = rslm.Tokenizer(bytes_and(), [], special_tokens)
+    text = "a banana"
+    token_ids = ours.encode(text)
+    assert token_ids == theirs.encode(text, allowed_special="all")
+    assert ours.encode_ordinary(text) == theirs.encode_ordinary(text)
+    assert ours.decode(token_ids) == theirs.decode(token_ids) == text
+
+
+def test_a_special_token_of_one_byte_is_as_in_hugging_face_tokenizers(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    rslm.Tokenizer(bytes_and(), []).save(tmp_path / "tokenizer.json", "hf")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs.add_special_tokens(["a"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = rslm.Tokenizer.load(tmp_path)
+    assert ours.special_tokens == {"a": theirs.token_to_id("a")} == {"a": 97}
+    assert ours.encode("a banana") == theirs.encode("a banana").ids
+
+
 def test_a_special_token_and_an_ordinary_one_with_the_same_bytes_both_keep_their_id(
     tmp_path: Path,
 ) -> None:

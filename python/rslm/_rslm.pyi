@@ -7,6 +7,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from rslm.corpus import Counting
+
 __all__ = [
     "BUILD_PROFILE",
     "UNICODE_VERSION",
@@ -124,38 +126,18 @@ class CountsReader(Iterator[tuple[bytes, int]]):
     def __next__(self) -> tuple[bytes, int]: ...
 
 def train_bpe(
-    paths: Sequence[_StrPath],
-    texts: Iterable[str] | None,
+    counting: Counting,
     counts_paths: Sequence[_StrPath],
     pairs: Iterable[tuple[bytes, int]] | None,
     vocab_size: int,
-    special_tokens: Sequence[str],
-    pattern: str,
     tie_break: str,
-    unit: str,
-    errors: str,
     min_frequency: int,
     max_token_length: int | None,
     extend: Tokenizer | None,
-    n_threads: int | None,
-    memory_limit: int | None,
-    spill_dir: _StrPath | None,
     progress: _Progress | None,
-    inputs: _Inputs,
 ) -> Tokenizer: ...
 def count_pretokens(
-    paths: Sequence[_StrPath],
-    texts: Iterable[str] | None,
-    out: _StrPath,
-    special_tokens: Sequence[str],
-    pattern: str,
-    unit: str,
-    errors: str,
-    n_threads: int | None,
-    memory_limit: int | None,
-    spill_dir: _StrPath | None,
-    progress: _Progress | None,
-    inputs: _Inputs,
+    counting: Counting, out: _StrPath, progress: _Progress | None
 ) -> dict[str, int]: ...
 def encode_files(
     tokenizer: Tokenizer,

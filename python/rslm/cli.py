@@ -6,23 +6,24 @@ be resumed is 75. A traceback is a bug.
 """
 
 import contextlib
+import errno
 import io
 import itertools
 import os
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
+
+from rslm import process
 
 Options = TypeVar("Options")
 
 MIN_COLUMNS = 40
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
 
 
@@ -71,19 +72,25 @@ def main(args: Sequence[str] | None = None) -> int:
     # spin; where other processes want the same cores that made a small model's training step five
     # times as long (two threads on two busy cores: 1.1 s of processor time, sleeping 0.2 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    code = exit_code(arguments)
+    lost = process.flush_output()
+    return code if lost is None else lost_output(lost)
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Runs one command; every end that is no bug becomes an exit code and a line."""
     try:
         return run(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout went away (`rslm ... | head`): what is left must not raise
-        # again when the interpreter flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return process.EXIT_INTERRUPTED
     except ModuleNotFoundError as error:
         return fail(missing_extra(error))
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) or process.is_of_stdout(error):
+            return lost_output(error)
         return fail(error_line(error))
     except MemoryError as error:
         return fail(f"not enough memory: {error_line(error) or 'make the model or batch smaller'}")
@@ -107,9 +114,8 @@ def run(arguments: list[str]) -> int:
     options_type = getattr(module, f"{''.join(map(str.capitalize, words))}Options")
     options = parse(options_type, rest, f"rslm {name}", record)
     function: Callable[[Any], int | None] = getattr(module, "_".join(words))
-    code = function(options)
-    sys.stdout.flush()
-    return code or 0
+    process.raise_at_interrupt()
+    return function(options) or 0
 
 
 def split_command(arguments: list[str]) -> tuple[str, list[str]]:
@@ -166,18 +172,26 @@ def parse(
 
     Raises:
         UsageError: they do not fit it.
+        ValueError: a text among them is not UTF-8.
         SystemExit: with code 0, after --help.
     """
-    from rslm.config import parse_flags
+    from rslm.config import parse_flags, require_utf8
 
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return parse_flags(options_type, arguments, prog=prog, record=record)
+            options = parse_flags(options_type, arguments, prog=prog, record=record)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UsageError(usage_line(complaint.getvalue(), prog)) from None
+    # Paths may be any bytes; texts go where only UTF-8 can.
+    for name, value in vars(options).items():
+        if isinstance(value, str) or (
+            isinstance(value, tuple) and value and isinstance(value[0], str)
+        ):
+            require_utf8(name, value)
+    return options
 
 
 def usage_line(box: str, prog: str) -> str:
@@ -211,9 +225,20 @@ def error_line(error: Exception) -> str:
     """One line for the user: system errors as `path: what happened`."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        return "stdin must be open, and is closed"
     if isinstance(error, UnicodeDecodeError):
         return f"the input must be UTF-8, got an invalid byte at offset {error.start}"
     return " ".join(str(error).split("\n"))
+
+
+def lost_output(error: OSError) -> int:
+    """Says that stdout did not take all; a reader that went away (`rslm ... | head`) may do so."""
+    process.drop_output()
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    reason = "it is closed" if error.errno == errno.EBADF else error.strerror
+    return fail(f"stdout must take the whole output, and does not: {reason}")
 
 
 def fail(message: str) -> int:

@@ -182,6 +182,9 @@ def to_toml(config: object) -> str:
     """A config as TOML: plain values first, then a table for each nested dataclass.
 
     Reading it back with `read_config` gives an equal config.
+
+    Raises:
+        ValueError: a value has no UTF-8, as the name of a file may.
     """
     return "\n".join(_toml_lines(config, ""))
 
@@ -194,11 +197,25 @@ def _toml_lines(config: Any, table: str) -> list[str]:
         if value is None:
             assert field.default is None, f"{field.name}: None must be the default to be left out"
         elif field.name not in nested:
+            require_utf8(f"{table}.{field.name}" if table else field.name, value)
             lines.append(f"{field.name} = {_toml_value(_plain(value))}")
     lines.append("")
     for name in nested:
         lines += _toml_lines(getattr(config, name), f"{table}.{name}" if table else name)
     return lines
+
+
+def require_utf8(name: str, value: Any) -> None:
+    """Refuses a string or path, or several, with bytes of a command line that are not UTF-8.
+
+    Raises:
+        ValueError: there is one; `name` says where.
+    """
+    for item in value if isinstance(value, tuple | list) else [value]:
+        try:
+            str(item).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} must be UTF-8, got {str(item)!r}") from None
 
 
 def _toml_value(value: Any) -> str:

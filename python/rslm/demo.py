@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rslm.config import from_record, merge_records, read_config, read_preset, to_record
 from rslm.data.local import Split, read_split
-from rslm.files import END_OF_TEXT, write_atomically
+from rslm.files import END_OF_TEXT, removed_if_refused, write_atomically
 from rslm.terminal import Switch, download_bar, note, progress_bar
 from rslm.train_config import Precision, TrainConfig
 
@@ -69,18 +69,19 @@ def demo(options: DemoOptions) -> int:
     require_free(config.out, resume=options.resume)
     train_file, valid_file = find_text(options, config.out)
     split = None if valid_file.exists() else read_split(options.corpus, MAX_CORPUS_BYTES)
-    config = begin(config, validates=True, resume=options.resume)
-    remember(options, config.out)
-    note(f"1  text: {describe_corpus(options)}")
-    if split is not None:
-        write_split(split, train_file, valid_file)
-    sizes = [file.stat().st_size / 1e6 for file in (train_file, valid_file)]
-    note(f"   {sizes[0]:,.2f} MB to learn from, {sizes[1]:,.2f} MB held out")
-    note(f"2  tokenizer and token files, in {config.out}")
-    tokenizer = make_token_files(config, [train_file], [valid_file], progress=progress_bar())
-    note(f"   {compare_lengths(tokenizer, valid_file)}")
-    note(f"3  training, {config.n_steps:,} steps in {config.precision}")
-    result = train(config, resume=True)
+    with removed_if_refused(config.out, unless="metrics.jsonl"):
+        config = begin(config, validates=True, resume=options.resume)
+        remember(options, config.out)
+        note(f"1  text: {describe_corpus(options)}")
+        if split is not None:
+            write_split(split, train_file, valid_file)
+        sizes = [file.stat().st_size / 1e6 for file in (train_file, valid_file)]
+        note(f"   {sizes[0]:,.2f} MB to learn from, {sizes[1]:,.2f} MB held out")
+        note(f"2  tokenizer and token files, in {config.out}")
+        tokenizer = make_token_files(config, [train_file], [valid_file], progress=progress_bar())
+        note(f"   {compare_lengths(tokenizer, valid_file)}")
+        note(f"3  training, {config.n_steps:,} steps in {config.precision}")
+        result = train(config, resume=True)
     if result.reason != "finished":
         note(f"{result.reason}; to go on: rslm demo --resume --out {config.out}")
         return EXIT_CODES[result.reason]
@@ -99,10 +100,20 @@ def recall(options: DemoOptions) -> DemoOptions:
     """The options of the demo to go on with, which need not be repeated.
 
     Raises:
-        ValueError: one is given that is another than the demo began with.
+        ValueError: one is given that is another than the demo began with, or the folder is of a
+            run that is no demo.
     """
-    file = run_folder(options) / MEMORY
-    if not options.resume or not file.exists():
+    folder = run_folder(options)
+    file = folder / MEMORY
+    if not options.resume or not folder.exists():
+        return options
+    if not file.exists():
+        # A demo that was stopped at its first file has this one and nothing else.
+        if any(path.name != "config.toml" for path in folder.iterdir()):
+            raise ValueError(
+                f"{folder} must be the folder of a demo, and has no {MEMORY}\n"
+                f"to go on with a run: rslm train --resume --out {folder}"
+            )
         return options
     record = json.loads(file.read_text())
     kept = from_record(DemoOptions, record, str(file))

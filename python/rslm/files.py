@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,31 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def removed_if_refused(folder: Path, *, unless: str) -> Iterator[None]:
+    """Takes a folder that the block made away again where it ends in a `ValueError`.
+
+    So the command that is put right may use the name. What was there before stays, and so does
+    a folder that holds `unless` by then; an interrupt or a full disk leaves what can be gone on
+    with.
+    """
+    was_there = folder.exists() and any(folder.iterdir())
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except ValueError:
+        if not was_there and folder.exists() and not (folder / unless).exists():
+            # Imported here: whoever only tokenizes should not pay for it.
+            import shutil
+
+            shutil.rmtree(folder)
+            if folder not in missing:
+                folder.mkdir()
+            for path in missing[1:]:
+                path.rmdir()
+        raise
 
 
 def read_parquet(

@@ -23,7 +23,8 @@ from typing import Any, Literal, Self
 import torch
 
 from rslm.config import read_config, to_record, to_toml
-from rslm.files import write_atomically
+from rslm.errors import FormatError
+from rslm.files import removed_if_refused, write_atomically
 
 Row = dict[str, Any]
 
@@ -45,20 +46,21 @@ def open_run_folder(
         ValueError: it is no run folder, or another option differs.
         BlockingIOError: another process uses it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
+    with removed_if_refused(out, unless="metrics.jsonl"):
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
         try:
-            # On the folder itself: the system drops the lock when the process dies.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"another process uses the run folder {out}") from None
-        _check_folder(out, config, resume=resume, resumable=resumable)
-        if not (out / "config.toml").exists():
-            write_config(out, config)
-        yield
-    finally:
-        os.close(descriptor)
+            try:
+                # On the folder itself: the system drops the lock when the process dies.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(f"another process uses the run folder {out}") from None
+            _check_folder(out, config, resume=resume, resumable=resumable)
+            if not (out / "config.toml").exists():
+                write_config(out, config)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def write_config(out: Path, config: object) -> None:
@@ -93,6 +95,27 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> Row:
         inside = isinstance(value, Mapping)
         flat |= flatten(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
     return flat
+
+
+def require_run_state(state: Row, source: Path) -> None:
+    """Refuses the state of a checkpoint with values that no run writes.
+
+    Its hashes show damage; this is for a file that was edited together with its hash.
+
+    Raises:
+        FormatError: a value is missing, or not what it must be.
+    """
+    for key in ("step", "metrics_bytes", "samples_bytes"):
+        value = state.get(key)
+        if type(value) is not int or value < 0:
+            raise FormatError(f"{source}: {key} must be a whole number from 0 up, got {value!r}")
+    if state["step"] != int(source.parent.name.removeprefix("step_")):
+        raise FormatError(f"{source}: step must be that of the folder, got {state['step']}")
+    seconds: Any = state.get("elapsed_seconds")
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise FormatError(f"{source}: elapsed_seconds must be a number from 0 up, got {seconds!r}")
+    if not isinstance(state.get("data"), dict):
+        raise FormatError(f"{source}: data must be an object, got {state.get('data')!r}")
 
 
 class AppendedFile:

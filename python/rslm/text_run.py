@@ -35,14 +35,16 @@ def begin(config: TrainConfig, *, validates: bool, resume: bool) -> TrainConfig:
 
     Raises:
         FileExistsError: the folder holds something and `resume` is false.
+        ValueError: an option has no UTF-8.
     """
     tokens = config.out / "tokens"
     data = DataConfig(train=tokens / "train", valid=tokens / "valid" if validates else None)
     config = replace(config, data=data)
     require_free(config.out, resume=resume)
+    toml = to_toml(config).encode()
     config.out.mkdir(parents=True, exist_ok=True)
     if not any(config.out.iterdir()):
-        write_atomically(config.out / "config.toml", to_toml(config).encode())
+        write_atomically(config.out / "config.toml", toml)
     return config
 
 

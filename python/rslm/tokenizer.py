@@ -5,20 +5,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import itertools
-import os
-import sys
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from rslm import _rslm
-from rslm.errors import FormatError
-from rslm.files import END_OF_TEXT, read_parquet, write_atomically
+from rslm import _rslm, corpus
+from rslm.corpus import Counts, Errors, InputOptions, StrPath, Unit, count_pretokens, read_counts
+from rslm.files import END_OF_TEXT, write_atomically
+from rslm.progress import ProgressCallback, progress_callback
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,203 +21,18 @@ if TYPE_CHECKING:
 
     from rslm.token_file import TokenFile
 
+__all__ = [
+    "InputOptions",
+    "StreamDecoder",
+    "Tokenizer",
+    "count_pretokens",
+    "read_counts",
+    "train_bpe",
+]
+
 StreamDecoder = _rslm.StreamDecoder
 
-StrPath = str | os.PathLike[str]
 TieBreak = Literal["bytes", "hf", "first_id"]
-Unit = Literal["document", "line"]
-Errors = Literal["strict", "replace", "raw"]
-Counts = StrPath | Sequence[StrPath] | Mapping[bytes, int] | Iterable[tuple[bytes, int]]
-ProgressCallback = Callable[[int, int, str], object]
-"""Called with (done, total, phase) a few times a second; total is 0 where it is unknown."""
-
-
-class InputOptions(TypedDict, total=False):
-    """What input files are; each may be given by its name to whatever reads files.
-
-    A file's format follows from its name: `.jsonl` and `.ndjson` hold a JSON object on each
-    line, `.parquet` a table (it needs pyarrow, of the extra `data`), all others text; the
-    first two kinds and text may be compressed, as `.gz` or `.zst` behind that name says.
-    Each line or row is a document of its own; one without text, or a blank line, is none.
-    """
-
-    format: Literal["text", "jsonl", "parquet"] | None
-    """The format of every file, whatever the names say."""
-    text_field: str
-    """The field of a JSON line, or the column of a table, with the text: "text"."""
-    rows_hold_special_tokens: bool
-    """Whether special tokens are recognised in lines and rows. By default they are ordinary
-    text there: what somebody wrote on a page must not begin a document of the corpus. In
-    text files they always count, for they are how those mark documents."""
-    max_document_bytes: int
-    """The longest line or row, or text without a place where it may be divided, that is read:
-    16 MiB. It bounds the memory, whatever a compressed file unfolds to."""
-
-
-def train_bpe(
-    input_path: StrPath | Sequence[StrPath] | None,
-    vocab_size: int,
-    special_tokens: Sequence[str] = (),
-    *,
-    texts: Iterable[str] | None = None,
-    counts: Counts | None = None,
-    pattern: str | None = None,
-    tie_break: TieBreak = "bytes",
-    unit: Unit = "document",
-    errors: Errors = "strict",
-    min_frequency: int = 0,
-    max_token_length: int | None = None,
-    extend: Tokenizer | None = None,
-    n_threads: int | None = None,
-    memory_limit: int | None = None,
-    spill_dir: StrPath | None = None,
-    progress: bool | ProgressCallback | None = None,
-    **inputs: Unpack[InputOptions],
-) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
-    """(vocab, merges) of byte-pair encoding trained on files or on `texts`.
-
-    Special tokens are cut out first and nothing is counted across them. Files stream:
-    memory grows with the number of distinct pretokens, not with the corpus (a pattern
-    that is a regular expression needs the longest text between special tokens as well).
-    The result depends on the multiset of pretokens alone, never on threads or chunks.
-    Ctrl-C is obeyed within a fraction of a second.
-
-    Args:
-        input_path: One file or several; None where `texts` or `counts` is given.
-        vocab_size: Number of ids, the 256 bytes and the special tokens included.
-        special_tokens: Reserved strings, the longest wins where several begin.
-        texts: Instead of files: each item is a document.
-        counts: Instead of text: files that `count_pretokens` wrote, which are summed and
-            must have been made with these special tokens, pattern and unit; or pretokens
-            with their counts, a mapping or pairs.
-        pattern: "gpt2", "cl100k", "cl100k_2023", "o200k", "qwen2", "llama3" or a regular
-            expression; None means that of `extend`, else "gpt2".
-        tie_break: Among equally frequent pairs, "bytes" takes the greatest (left, right)
-            as byte strings, "hf" and "first_id" the smallest ids in the id layouts of
-            Hugging Face tokenizers and rustbpe.
-        unit: "line" splits at line ends first, as Hugging Face does with files.
-        errors: For bytes that are not UTF-8: refuse, replace by U+FFFD, or keep.
-        min_frequency: Training ends where the best pair is rarer than this, however small
-            the vocabulary still is.
-        max_token_length: No token of more bytes than this is made.
-        extend: A tokenizer to go on from: its ids and merges stay, text is first encoded by
-            them, and new ids and merges follow.
-        n_threads: Workers; None means one per processor.
-        memory_limit: Bytes that counting, and then merging, may take on top of the
-            program itself. Tables that outgrow their share go to disk as sorted runs; the
-            result is the same. Merging cannot go to disk: a limit too small for it is
-            refused with the limit it needs.
-        spill_dir: Folder for the runs, which never outlive the call; None means the
-            system's folder for temporary files.
-        progress: True for a bar on a terminal, or a function of (done, total, phase).
-        inputs: What the files are; see `InputOptions`.
-
-    Raises:
-        ValueError: an argument is invalid, a file is not UTF-8 under "strict", `counts`
-            disagree, or `memory_limit` is too small.
-        FormatError: a file of counts, a compressed file, a JSON line or a table is not what
-            it must be.
-        OSError: a file cannot be read, or a run not be written.
-
-    Source: Sennrich et al. 2016, Algorithm 1 (arXiv:1508.07909); on bytes as Radford et
-    al. 2019.
-    """
-    tokenizer = Tokenizer.train(
-        input_path,
-        vocab_size,
-        special_tokens,
-        texts=texts,
-        counts=counts,
-        pattern=pattern,
-        tie_break=tie_break,
-        unit=unit,
-        errors=errors,
-        min_frequency=min_frequency,
-        max_token_length=max_token_length,
-        extend=extend,
-        n_threads=n_threads,
-        memory_limit=memory_limit,
-        spill_dir=spill_dir,
-        progress=progress,
-        **inputs,
-    )
-    return tokenizer.vocab, tokenizer.merges
-
-
-def count_pretokens(
-    input_path: StrPath | Sequence[StrPath] | None,
-    out: StrPath,
-    special_tokens: Sequence[str] = (),
-    *,
-    texts: Iterable[str] | None = None,
-    pattern: str = "gpt2",
-    unit: Unit = "document",
-    errors: Errors = "strict",
-    n_threads: int | None = None,
-    memory_limit: int | None = None,
-    spill_dir: StrPath | None = None,
-    progress: bool | ProgressCallback | None = None,
-    **inputs: Unpack[InputOptions],
-) -> dict[str, int]:
-    """Writes the file of counts `out`; returns n_entries, n_pretokens and n_bytes of it.
-
-    What training needs of a corpus, and no more: so several machines can count one
-    corpus, each its part, and `train_bpe(None, ..., counts=[...])` makes of the parts what
-    it makes of the whole. The same counts are the same bytes, whatever the threads and
-    limits. Written beside and renamed. Arguments are those of `train_bpe`; under
-    `memory_limit` any corpus can be counted.
-
-    Raises:
-        ValueError: an argument is invalid, or a file is not UTF-8 under "strict".
-        FormatError: a compressed file, a JSON line or a table is not what it must be.
-        OSError: a file cannot be read or written.
-    """
-    _one_source(input_path=input_path, texts=texts)
-    with _callback(progress) as callback:
-        return _rslm.count_pretokens(
-            _paths(input_path),
-            texts,
-            out,
-            _strings("special_tokens", special_tokens),
-            pattern,
-            unit,
-            errors,
-            _threads(n_threads),
-            _limit(memory_limit),
-            _spill_dir(spill_dir, memory_limit),
-            callback,
-            _inputs(inputs),
-        )
-
-
-def read_counts(path: StrPath) -> _rslm.CountsReader:
-    """An iterator of (pretoken, count) over a file of counts, ascending by bytes.
-
-    Its `header` is a dict with pattern, special_tokens, unit, unicode_version, n_entries,
-    n_pretokens and n_bytes. The checksum is checked after the last entry.
-
-    Raises:
-        FormatError: the file is corrupt, there or at a later entry.
-        OSError: it cannot be read.
-    """
-    return _rslm.CountsReader(path)
-
-
-_warned_of_slowness = False
-
-
-def _warn_if_slow(pattern: str) -> None:
-    """Warns once per process of a pattern that only backtracking can run."""
-    global _warned_of_slowness
-    if _warned_of_slowness or _rslm.pattern_engine(pattern) != "backtracking":
-        return
-    _warned_of_slowness = True
-    warnings.warn(
-        f"the pattern {pattern!r} needs a backtracking engine, which is many times slower: "
-        r"lookaround other than a final |\s+(?!\S)|\s+, backreferences and possessive "
-        "quantifiers do",
-        stacklevel=3,
-    )
 
 
 class Tokenizer:
@@ -251,21 +61,24 @@ class Tokenizer:
             vocab: Ids and bytes; all 256 single bytes must be there.
             merges: Pairs of token bytes, most important first.
             special_tokens: Reserved strings; those not in `vocab` get the next ids, unless
-                a mapping says which.
+                a mapping says which. One of a single byte needs the mapping: each byte is a
+                token, whose id it may share, as in tiktoken and Hugging Face tokenizers.
             pattern: As in `train_bpe`.
 
         Raises:
             ValueError: a merge names an unknown token, a byte is missing, an id is out of
                 range, or a special token is empty or repeated.
         """
-        _warn_if_slow(pattern)
-        self._core = _rslm.Tokenizer(dict(vocab), list(merges), _specials(special_tokens), pattern)
+        corpus.warn_if_slow(pattern)
+        self._core = _rslm.Tokenizer(
+            dict(vocab), list(merges), corpus.specials_of(special_tokens), pattern
+        )
 
     @classmethod
     def _of(cls, core: _rslm.Tokenizer) -> Tokenizer:
         tokenizer = cls.__new__(cls)
         tokenizer._core = core
-        _warn_if_slow(core.pattern)
+        corpus.warn_if_slow(core.pattern)
         return tokenizer
 
     @classmethod
@@ -291,40 +104,36 @@ class Tokenizer:
         **inputs: Unpack[InputOptions],
     ) -> Tokenizer:
         """A tokenizer trained as `train_bpe` does; same arguments, same errors."""
-        _one_source(input_path=input_path, texts=texts, counts=counts)
-        counts_paths, pairs = _counts(counts)
-        if not 0 <= vocab_size <= 1 << 21:
-            limit = f"least {256 + len(special_tokens)}" if vocab_size < 0 else f"most {1 << 21}"
-            raise ValueError(f"vocab_size must be at {limit}, got {vocab_size}")
-        if not 0 <= min_frequency < 1 << 63:
-            raise ValueError(
-                f"min_frequency must be from 0 to {(1 << 63) - 1}, got {min_frequency}"
-            )
-        if max_token_length is not None:
-            _whole("max_token_length", max_token_length)
+        corpus.one_source(input_path=input_path, texts=texts, counts=counts)
+        counts_paths, pairs = corpus.counts_of(counts)
+        n_specials = len(special_tokens)
+        corpus.check_vocabulary(vocab_size, n_specials, min_frequency, max_token_length)
         if pattern is None:
             pattern = "gpt2" if extend is None else extend.pattern
-        _warn_if_slow(pattern)
-        with _callback(progress) as callback:
+        corpus.warn_if_slow(pattern)
+        job = corpus.counting(
+            input_path,
+            texts,
+            special_tokens,
+            pattern=pattern,
+            unit=unit,
+            errors=errors,
+            n_threads=n_threads,
+            memory_limit=memory_limit,
+            spill_dir=spill_dir,
+            inputs=inputs,
+        )
+        with progress_callback(progress) as callback:
             core = _rslm.train_bpe(
-                _paths(input_path),
-                texts,
+                job,
                 counts_paths,
                 pairs,
                 vocab_size,
-                _strings("special_tokens", special_tokens),
-                pattern,
                 tie_break,
-                unit,
-                errors,
                 min_frequency,
                 max_token_length,
                 None if extend is None else extend._core,
-                _threads(n_threads),
-                _limit(memory_limit),
-                _spill_dir(spill_dir, memory_limit),
                 callback,
-                _inputs(inputs),
             )
         return cls._of(core)
 
@@ -343,7 +152,7 @@ class Tokenizer:
             FormatError: a file does not hold what it must.
             OSError: a file cannot be read.
         """
-        specials = _specials(special_tokens)
+        specials = corpus.specials_of(special_tokens)
         return cls._of(_rslm.Tokenizer.load_gpt2(vocab_path, merges_path, specials, pattern))
 
     @classmethod
@@ -372,7 +181,7 @@ class Tokenizer:
             ValueError: `pattern` is missing or invalid.
             OSError: the file cannot be read.
         """
-        specials = _specials(special_tokens)
+        specials = corpus.specials_of(special_tokens)
         return cls._of(_rslm.Tokenizer.load(path, format, pattern, specials))
 
     @classmethod
@@ -519,7 +328,7 @@ class Tokenizer:
         if isinstance(texts, (str, bytes)):
             kind = type(texts).__name__
             raise TypeError(f"texts must be an iterable of texts, got one {kind}")
-        return self._core.encode_batch(texts, _threads(n_threads))
+        return self._core.encode_batch(texts, corpus.thread_count(n_threads))
 
     def encode_files(
         self,
@@ -565,20 +374,20 @@ class Tokenizer:
             FormatError: a compressed file, a JSON line or a table is not what it must be.
             OSError: reading or writing failed.
         """
-        with _callback(progress) as callback:
+        with progress_callback(progress) as callback:
             written = _rslm.encode_files(
                 self._core,
-                _paths(paths),
+                corpus.paths_of(paths),
                 out,
                 f"rslm-{self.vocab_size}",
                 dataset,
-                _whole("shard_tokens", shard_tokens),
+                corpus.whole_number("shard_tokens", shard_tokens),
                 end_of_text,
                 errors,
                 "Tokenizer.encode_files",
-                _threads(n_threads),
+                corpus.thread_count(n_threads),
                 callback,
-                _inputs(inputs),
+                corpus.all_inputs(inputs),
                 resume,
             )
         # Loaded here: whoever only tokenizes should not pay for it.
@@ -726,135 +535,91 @@ class Tokenizer:
         return type(self).from_json, (self.to_json(),)
 
 
-def _paths(paths: StrPath | Sequence[StrPath] | None) -> list[Path]:
-    if paths is None:
-        return []
-    if isinstance(paths, (str, os.PathLike)):
-        return [Path(paths)]
-    if not paths:
-        raise ValueError("at least one input path must be given, got none")
-    return [Path(path) for path in paths]
+def train_bpe(
+    input_path: StrPath | Sequence[StrPath] | None,
+    vocab_size: int,
+    special_tokens: Sequence[str] = (),
+    *,
+    texts: Iterable[str] | None = None,
+    counts: Counts | None = None,
+    pattern: str | None = None,
+    tie_break: TieBreak = "bytes",
+    unit: Unit = "document",
+    errors: Errors = "strict",
+    min_frequency: int = 0,
+    max_token_length: int | None = None,
+    extend: Tokenizer | None = None,
+    n_threads: int | None = None,
+    memory_limit: int | None = None,
+    spill_dir: StrPath | None = None,
+    progress: bool | ProgressCallback | None = None,
+    **inputs: Unpack[InputOptions],
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    """(vocab, merges) of byte-pair encoding trained on files or on `texts`.
 
+    Special tokens are cut out first and nothing is counted across them. Files stream:
+    memory grows with the number of distinct pretokens, not with the corpus (a pattern
+    that is a regular expression needs the longest text between special tokens as well).
+    The result depends on the multiset of pretokens alone, never on threads or chunks.
+    Ctrl-C is obeyed within a fraction of a second.
 
-def _one_source(**sources: object) -> None:
-    given = [name for name, source in sources.items() if source is not None]
-    if len(given) != 1:
-        raise ValueError(
-            f"exactly one of {' and '.join(sources)} must be given, "
-            f"got {' and '.join(given) or 'none'}"
-        )
-    if isinstance(sources["texts"], str):
-        raise TypeError("texts must be an iterable of str, got one str")
+    Args:
+        input_path: One file or several; None where `texts` or `counts` is given.
+        vocab_size: Number of ids, the 256 bytes and the special tokens included.
+        special_tokens: Reserved strings, the longest wins where several begin.
+        texts: Instead of files: each item is a document.
+        counts: Instead of text: files that `count_pretokens` wrote, which are summed and
+            must have been made with these special tokens, pattern and unit; or pretokens
+            with their counts, a mapping or pairs.
+        pattern: "gpt2", "cl100k", "cl100k_2023", "o200k", "qwen2", "llama3" or a regular
+            expression; None means that of `extend`, else "gpt2".
+        tie_break: Among equally frequent pairs, "bytes" takes the greatest (left, right)
+            as byte strings, "hf" and "first_id" the smallest ids in the id layouts of
+            Hugging Face tokenizers and rustbpe.
+        unit: "line" splits at line ends first, as Hugging Face does with files.
+        errors: For bytes that are not UTF-8: refuse, replace by U+FFFD, or keep.
+        min_frequency: Training ends where the best pair is rarer than this, however small
+            the vocabulary still is.
+        max_token_length: No token of more bytes than this is made.
+        extend: A tokenizer to go on from: its ids and merges stay, text is first encoded by
+            them, and new ids and merges follow.
+        n_threads: Workers; None means one per processor.
+        memory_limit: Bytes that counting, and then merging, may take on top of the
+            program itself. Tables that outgrow their share go to disk as sorted runs; the
+            result is the same. Merging cannot go to disk: a limit too small for it is
+            refused with the limit it needs.
+        spill_dir: Folder for the runs, which never outlive the call; None means the
+            system's folder for temporary files.
+        progress: True for a bar on a terminal, or a function of (done, total, phase).
+        inputs: What the files are; see `InputOptions`.
 
+    Raises:
+        ValueError: an argument is invalid, a file is not UTF-8 under "strict", `counts`
+            disagree, or `memory_limit` is too small.
+        FormatError: a file of counts, a compressed file, a JSON line or a table is not what
+            it must be.
+        OSError: a file cannot be read, or a run not be written.
 
-def _counts(counts: Counts | None) -> tuple[list[Path], Iterable[tuple[bytes, int]] | None]:
-    """Counts as files or as pairs, whichever they are."""
-    if counts is None:
-        return [], None
-    if isinstance(counts, (str, os.PathLike)):
-        return [Path(counts)], None
-    if isinstance(counts, Mapping):
-        return [], counts.items()
-    items: Iterator[Any] = iter(counts)
-    first = next(items, None)
-    if first is None:
-        return [], ()
-    items = itertools.chain([first], items)
-    if isinstance(first, (str, os.PathLike)):
-        return [Path(path) for path in items], None
-    return [], items
-
-
-def _limit(memory_limit: int | None) -> int | None:
-    return None if memory_limit is None else _whole("memory_limit", memory_limit)
-
-
-def _spill_dir(spill_dir: StrPath | None, memory_limit: int | None) -> StrPath | None:
-    if spill_dir is not None and memory_limit is None:
-        raise ValueError(
-            f"spill_dir must come with a memory_limit, got {os.fspath(spill_dir)!r} alone"
-        )
-    return spill_dir
-
-
-def _inputs(options: InputOptions) -> tuple[str | None, str, bool, int, Callable[..., Any]]:
-    """The options in the order that the core takes them, and who reads tables for it."""
-    if unknown := options.keys() - InputOptions.__annotations__.keys():
-        raise TypeError(f"there is no argument {min(unknown)!r}")
-    limit = options.get("max_document_bytes", 1 << 24)
-    return (
-        options.get("format"),
-        options.get("text_field", "text"),
-        options.get("rows_hold_special_tokens", False),
-        _whole("max_document_bytes", limit),
-        functools.partial(read_parquet, corrupt=FormatError),
+    Source: Sennrich et al. 2016, Algorithm 1 (arXiv:1508.07909); on bytes as Radford et
+    al. 2019.
+    """
+    tokenizer = Tokenizer.train(
+        input_path,
+        vocab_size,
+        special_tokens,
+        texts=texts,
+        counts=counts,
+        pattern=pattern,
+        tie_break=tie_break,
+        unit=unit,
+        errors=errors,
+        min_frequency=min_frequency,
+        max_token_length=max_token_length,
+        extend=extend,
+        n_threads=n_threads,
+        memory_limit=memory_limit,
+        spill_dir=spill_dir,
+        progress=progress,
+        **inputs,
     )
-
-
-def _strings(name: str, strings: Sequence[str] | None) -> list[str]:
-    if isinstance(strings, (str, bytes)):
-        raise TypeError(f"{name} must be a sequence of str, got one {type(strings).__name__}")
-    return list(strings or ())
-
-
-def _specials(
-    special_tokens: Sequence[str] | Mapping[str, int] | None,
-) -> list[tuple[str, int | None]]:
-    if isinstance(special_tokens, Mapping):
-        for text, token_id in special_tokens.items():
-            if not 0 <= token_id < 1 << 21:
-                raise ValueError(
-                    f"the id of the special token {text!r} must be from 0 to {(1 << 21) - 1}, "
-                    f"got {token_id}"
-                )
-        return list(special_tokens.items())
-    return [(text, None) for text in _strings("special_tokens", special_tokens)]
-
-
-def _whole(name: str, value: int) -> int:
-    if not 1 <= value < 1 << 63:
-        raise ValueError(f"{name} must be from 1 to {(1 << 63) - 1}, got {value}")
-    return value
-
-
-def _threads(n_threads: int | None) -> int | None:
-    if n_threads is not None and not 1 <= n_threads <= 1024:
-        raise ValueError(f"n_threads must be from 1 to 1024, got {n_threads}")
-    return n_threads
-
-
-@contextlib.contextmanager
-def _callback(progress: bool | ProgressCallback | None) -> Iterator[ProgressCallback | None]:
-    """What the core calls: nothing, the user's function, or a bar if somebody watches."""
-    if not isinstance(progress, bool):
-        yield progress
-    elif not progress or not sys.stderr.isatty():
-        yield None
-    else:
-        # Imported here: a program that shows no bar should not pay for it.
-        from rich import progress as rich
-        from rich.console import Console
-
-        columns = [
-            rich.TextColumn("{task.description}"),
-            rich.BarColumn(),
-            rich.TaskProgressColumn(),
-            rich.TextColumn("{task.fields[rate]}"),
-            rich.TimeRemainingColumn(),
-        ]
-        tasks: dict[str, rich.TaskID] = {}
-        with rich.Progress(*columns, console=Console(stderr=True)) as bar:
-
-            def show(done: int, total: int, phase: str) -> None:
-                if phase not in tasks:
-                    tasks[phase] = bar.add_task(phase, rate="", total=total or None)
-                speed = bar.tasks[tasks[phase]].speed
-                # Merges are counted one by one, everything else in bytes.
-                rate = (
-                    f"{speed or 0:,.0f}/s"
-                    if phase == "merge"
-                    else f"{(speed or 0) / 1e6:,.0f} MB/s"
-                )
-                bar.update(tasks[phase], completed=done, rate=rate if speed else "")
-
-            yield show
+    return tokenizer.vocab, tokenizer.merges

@@ -47,6 +47,7 @@ from rslm.run_folder import (
     append_start,
     describe_environment,
     open_run_folder,
+    require_run_state,
     versions,
     write_config,
 )
@@ -315,6 +316,7 @@ def restore(
         if config.init_from is not None:
             checkpoint.load_weights(checkpoint.weights_path(config.init_from), model)
         return {"step": 0, "elapsed_seconds": 0.0, "metrics_bytes": 0, "samples_bytes": 0}
+    require_run_state(checkpoint.read_state(newest), newest / checkpoint.STATE)
     state = checkpoint.load_run_checkpoint(newest, model, optimizer)
     if state["data"] != data.fingerprints:
         raise ValueError(

@@ -89,11 +89,13 @@ def train(options: TrainOptions) -> int:
 
     if config.init_from is not None:
         require_files([weights_path(config.init_from)])  # Before a folder is made.
-    resume = options.resume
-    if options.text:
-        from rslm.text_run import begin, make_token_files
+    if not options.text:
+        return report(run_training(config, resume=options.resume))
+    from rslm.files import removed_if_refused
+    from rslm.text_run import begin, make_token_files
 
-        config = begin(config, validates=bool(options.valid_text), resume=resume)
+    with removed_if_refused(config.out, unless="metrics.jsonl"):
+        config = begin(config, validates=bool(options.valid_text), resume=options.resume)
         make_token_files(
             config,
             options.text,
@@ -101,8 +103,8 @@ def train(options: TrainOptions) -> int:
             tokenizer_file=options.tokenizer,
             progress=progress_bar(),
         )
-        resume = True
-    return report(run_training(config, resume=resume))
+        result = run_training(config, resume=True)
+    return report(result)
 
 
 def check(options: TrainOptions) -> None:

@@ -1,0 +1,121 @@
+"""The process of a command: standard streams that are closed or full, and Ctrl-C while it loads.
+
+A command that begins here always has three streams. Reading a stdin that was closed is an
+error, and so is writing to a stdout that was closed or is full: output would be lost. What
+stderr cannot take is dropped, for there is nowhere to say so.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn, TypeGuard
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+STDOUT = "<stdout>"
+
+
+def begin() -> None:
+    """Opens what is closed; from here on Ctrl-C ends the process quietly, at once."""
+    leave_at_interrupt()
+    # The next file that is opened would get the number of a closed stream, and what is printed
+    # would end up in it. The wrong direction makes every use an error.
+    for number, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        if not _is_open(number):
+            _put_null_at(number, flags)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
+    unbuffered = sys.stdout is not None and isinstance(sys.stdout.buffer, io.RawIOBase)
+    stdout = _Telling(1, "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        stdout if unbuffered else io.BufferedWriter(stdout),
+        encoding=getattr(sys.stdout, "encoding", "utf-8"),
+        errors=getattr(sys.stdout, "errors", "strict"),
+        line_buffering=stdout.isatty(),
+        write_through=unbuffered,
+    )
+    sys.stderr = io.TextIOWrapper(
+        _Dropping(2, "w", closefd=False),
+        encoding=getattr(sys.stderr, "encoding", "utf-8"),
+        errors="backslashreplace",
+        line_buffering=True,
+        write_through=True,
+    )
+
+
+def leave_at_interrupt() -> None:
+    """Makes Ctrl-C end the process: there is nothing yet to clean up, or nothing more."""
+    # A background job of a shell ignores the signal, and goes on doing so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def raise_at_interrupt() -> None:
+    """Makes Ctrl-C a `KeyboardInterrupt` again: there is something to clean up now."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def flush_output() -> OSError | None:
+    """Writes what stdout still holds; the error where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def drop_output() -> None:
+    """Drops what stdout did not take: the interpreter would try once more at its exit."""
+    _put_null_at(1, os.O_WRONLY)
+    sys.stdout.flush()
+
+
+def is_of_stdout(error: Exception) -> TypeGuard[OSError]:
+    """Whether it was stdout that could not be written to."""
+    return isinstance(error, OSError) and error.filename == STDOUT
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process while modules load: an exception would surface in any of them."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _put_null_at(number: int, flags: int) -> None:
+    null = os.open(os.devnull, flags)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+
+
+class _Telling(io.FileIO):
+    """Standard output; its errors say so, as nothing else tells them from those of files."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            error.filename = STDOUT
+            raise
+
+
+class _Dropping(io.FileIO):
+    """Takes everything; what the system refuses is gone."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(memoryview(data).cast("B"))
