@@ -1,4 +1,5 @@
 use super::*;
+use crate::random::random_from;
 
 fn counted(words: &[(&str, u64)]) -> PretokenCounts {
     let mut pretokens = PretokenCounts::new();
@@ -68,15 +69,6 @@ fn a_vocabulary_too_small_is_refused() {
         error.ends_with("and at most 2097152, got 2097153"),
         "{error}"
     );
-}
-
-fn random_from(mut state: u64) -> impl FnMut(u64) -> u64 {
-    move |below| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 33) % below
-    }
 }
 
 /// Words over few letters, with repeats, short and long; counts on both sides of where the
