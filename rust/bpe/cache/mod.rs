@@ -1,20 +1,24 @@
 //! Remembers what pretokens become: of a hundred in a text, ninety-nine came before.
 //!
-//! Exact: a key is the pretoken itself, never a hash of it. Bounded: a fixed number of
-//! slots in small buckets. So memory does not grow with the text, and text made to fill
-//! the cache only makes it useless. Two tables, of which a pretoken lives in one:
+//! Exact: a pretoken is compared with the one that was remembered, never its hash alone.
+//! Bounded: tables of small buckets that stop growing, so memory does not follow the text,
+//! and text made to fill the cache only makes it useless. A pretoken lives in one of two:
 //!
 //! | table | pretokens | ids | a slot | bytes |
 //! |---|---|---|---|---|
 //! | short | up to 8 bytes, without NUL | up to 3 | 16 bytes, 4 to a line | 2 MiB |
-//! | middle | up to 255 bytes | up to 6 | 32 bytes, 2 to a line | 4 MiB |
-//! | its store | more than 15 bytes or 6 ids | any | as it needs | up to 8 MiB |
+//! | middle | up to 255 bytes | up to 6 | 32 bytes, 2 to a line | 0.25 to 16 MiB |
+//! | its store | more than 15 bytes or 6 ids | any | as it needs | up to 16 MiB |
 //!
 //! Nine of ten pretokens of English are looked up in the short table, whose busy lines
 //! fit a second-level cache: 1.4 times as fast as one table of 32-byte slots (GPT-2's
-//! vocabulary, 160 MB of books, 0.46 s -> 0.33 s of one Zen 4 core). Tried and dropped:
-//! huge pages for the tables (no gain: the second-level TLB covers them), filling them from
-//! the vocabulary beforehand (costs what it saves), half of either table (5-10 % slower).
+//! vocabulary, 160 MB of books, 0.46 s -> 0.33 s of one Zen 4 core). What lies in the
+//! middle table is asked for a batch ahead too, which is why it may be large: 46 languages in
+//! 22 MB have 320,000 distinct pretokens, and with 4 MiB a third of the time went into
+//! merging those again that others had put out (0.16 s -> 0.09 s with all of it). It begins
+//! small, as its pages cost a text of 20 MB a tenth of its time. Tried and dropped: filling
+//! the tables from the vocabulary beforehand (costs what it saves), half of the short table
+//! (5-10 % slower).
 
 mod middle;
 mod requests;
