@@ -3,16 +3,18 @@
 A method prepares everything (loads the vocabulary, converts the input to the form that the
 peer likes best) and returns the call to be timed. What the call returns is turned into ids,
 bytes or merges afterwards, untimed, by the functions at the end. A peer takes part in the
-rows whose operation it has a method for.
+rows whose operation it has a method for. NumPy is imported only where it is used: the time of
+a whole process is to hold what the peer imports, and no more.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Call = Callable[[], Any]
 
@@ -165,6 +167,7 @@ class Gigatoken:
 
         def call() -> Any:
             import awkward
+            import numpy as np
 
             tokenizer, parallel = self.load(job), job.n_threads > 1
             if by_path:
@@ -177,6 +180,8 @@ class Gigatoken:
         return call
 
     def read_output(self, job: Job) -> Call:
+        import numpy as np
+
         out = job.out
         assert out is not None
         return lambda: np.fromfile(out, dtype="<u2")
@@ -229,12 +234,16 @@ class Flat:
         return module.Tokenizer.from_json_str(job.file(".hf.json").read_text())
 
     def encode_text(self, job: Job) -> Call:
+        import numpy as np
+
         tokenizer, texts = self.load(job), job.strings()
         return lambda: np.frombuffer(tokenizer.encode_batch_flat(texts)[0], dtype="<u4")
 
     encode_documents = encode_text
 
     def encode_to_arrays(self, job: Job) -> Call:
+        import numpy as np
+
         encode, texts = self.load(job).encode_batch_flat, job.strings()
         return lambda: [np.frombuffer(encode([text])[0], dtype="<u4") for text in texts]
 
@@ -364,6 +373,8 @@ PEERS: dict[str, type[Any]] = {
 
 
 def n_distinct_bytes(path: Path) -> int:
+    import numpy as np
+
     counts = np.zeros(256, dtype=np.int64)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -381,8 +392,10 @@ def from_hf(merges: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def as_ids(answer: Any) -> np.ndarray[Any, np.dtype[np.uint32]]:
+def as_ids(answer: Any) -> "np.ndarray[Any, np.dtype[np.uint32]]":
     """Any peer's ids, of one text or of several, as one flat array."""
+    import numpy as np
+
     if callable(answer):
         answer = answer()
     if type(answer).__module__.startswith("awkward"):
