@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::hint::select_unpredictable;
 
 use super::pair_ranks::{NO_RANK, PairRanks};
 
@@ -14,6 +15,14 @@ const SCAN_LIMIT: usize = 32;
 
 /// A symbol that has become part of the one on its left; no id is as large.
 const DEAD: u32 = u32::MAX;
+
+/// The rank and the place of a pair as one number, [`NONE`] where it does not merge.
+#[inline(always)]
+fn file(rank: u32, place: usize) -> u32 {
+    select_unpredictable(rank == NO_RANK, NONE, rank << 5 | place as u32)
+}
+
+const NONE: u32 = u32::MAX;
 
 /// Buffers, reused between pretokens.
 #[derive(Default)]
@@ -48,7 +57,16 @@ impl Merger {
 
     fn merge_by_scan(&mut self, ranks: &PairRanks, pretoken: &[u8]) {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has the instructions.
+            return unsafe {
+                if pretoken.len() <= 16 {
+                    self.merge_by_scan_avx512::<1>(ranks, pretoken);
+                } else {
+                    self.merge_by_scan_avx512::<2>(ranks, pretoken);
+                }
+            };
+        } else if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has the instructions.
             return unsafe { self.merge_by_scan_avx2(ranks, pretoken) };
         }
@@ -61,19 +79,82 @@ impl Merger {
         self.merge_by_scan_inlined(ranks, pretoken);
     }
 
+    /// As [`Merger::merge_by_scan_inlined`], with the pairs in registers: to read eight that
+    /// were just written one by one, a processor waits until all are in its cache.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,bmi1,lzcnt")]
+    fn merge_by_scan_avx512<const N: usize>(&mut self, ranks: &PairRanks, pretoken: &[u8]) {
+        use std::arch::x86_64::{
+            _mm512_loadu_si512, _mm512_mask_set1_epi32, _mm512_min_epu32, _mm512_reduce_min_epu32,
+        };
+        let n = pretoken.len().min(16 * N);
+        let mut symbols = [0; SCAN_LIMIT];
+        let mut filed = [NONE; SCAN_LIMIT];
+        for (i, &byte) in pretoken[..n].iter().enumerate() {
+            symbols[i] = ranks.byte_id(byte);
+        }
+        for (i, pair) in pretoken[..n].windows(2).enumerate() {
+            filed[i] = file(ranks.rank_of_bytes(pair[0], pair[1]), i);
+        }
+        let sixteens = &filed.as_chunks::<16>().0[..N];
+        // SAFETY: each reference is to sixteen words, and no alignment is asked for.
+        let mut pairs: [_; N] =
+            std::array::from_fn(|i| unsafe { _mm512_loadu_si512(sixteens[i].as_ptr().cast()) });
+        let mut left = ((1u64 << n) - 1) as u32;
+        loop {
+            let least = pairs[1..]
+                .iter()
+                .fold(pairs[0], |a, &b| _mm512_min_epu32(a, b));
+            let lowest = _mm512_reduce_min_epu32(least);
+            if lowest == NONE {
+                break;
+            }
+            let (at, new) = (lowest as usize % 32, ranks.product(lowest >> 5));
+            symbols[at] = new;
+            // The symbol on the right becomes part of this one.
+            let behind = NONE << at << 1;
+            let right = (left & behind).trailing_zeros() % 32;
+            left &= !(1 << right);
+            let (after, before) = (left & behind, left & ((1 << at) - 1));
+            let pair_after = match after.trailing_zeros() as usize {
+                32 => NONE,
+                after => file(ranks.rank(new, symbols[after]), at),
+            };
+            let before_at = 31_usize.saturating_sub(before.leading_zeros() as usize);
+            let pair_before = match before {
+                0 => NONE,
+                _ => file(ranks.rank(symbols[before_at], new), before_at),
+            };
+            let before_bit = if before == 0 { 0 } else { 1 << before_at };
+            for (i, pairs) in pairs.iter_mut().enumerate() {
+                let lane = |bits: u32| (bits >> (16 * i)) as u16;
+                let set = |pairs, bits, pair: u32| {
+                    _mm512_mask_set1_epi32(pairs, lane(bits), pair.cast_signed())
+                };
+                *pairs = set(*pairs, 1 << right, NONE);
+                *pairs = set(*pairs, 1 << at, pair_after);
+                *pairs = set(*pairs, before_bit, pair_before);
+            }
+        }
+        self.keep(&symbols, left);
+    }
+
+    /// The symbols that are left, in order.
+    #[inline(always)]
+    fn keep(&mut self, symbols: &[u32; SCAN_LIMIT], mut left: u32) {
+        self.symbols.clear();
+        while left != 0 {
+            self.symbols
+                .push(symbols[left.trailing_zeros() as usize % 32]);
+            left &= left - 1;
+        }
+    }
+
     /// Symbols stay where they are; bits say which are left. The rank and the place of a
     /// pair are one number, so that the least of eight at a time is the leftmost of the
     /// lowest rank.
     #[inline(always)]
     fn merge_by_scan_inlined(&mut self, ranks: &PairRanks, pretoken: &[u8]) {
-        const NONE: u32 = u32::MAX;
-        let file = |rank: u32, place: usize| {
-            if rank == NO_RANK {
-                NONE
-            } else {
-                rank << 5 | place as u32
-            }
-        };
         let n = pretoken.len();
         let mut symbols = [0; SCAN_LIMIT];
         let mut pairs = [NONE; SCAN_LIMIT];
@@ -115,12 +196,7 @@ impl Merger {
                 eights[before / 8][before % 8] = file(ranks.rank(symbols[before], new), before);
             }
         }
-        self.symbols.clear();
-        while left != 0 {
-            self.symbols
-                .push(symbols[left.trailing_zeros() as usize % 32]);
-            left &= left - 1;
-        }
+        self.keep(&symbols, left);
     }
 
     /// Symbols form a doubly linked list over their positions. A filed place is stale

@@ -1,5 +1,7 @@
 //! The rank and the product of every pair of tokens that may merge.
 
+use std::hint::select_unpredictable;
+
 use rustc_hash::FxHashMap;
 
 use super::vocab::{ID_LIMIT, Merge, Vocab};
@@ -153,16 +155,18 @@ impl PairRanks {
     #[inline]
     pub(super) fn rank(&self, left: u32, right: u32) -> u32 {
         let pair = u64::from(left) << BITS | u64::from(right);
-        let mut place = self.place_of(pair);
-        loop {
-            let slot = self.slots[place];
-            if slot >> BITS == pair {
-                return slot as u32 & ((1 << BITS) - 1);
-            }
-            if slot == EMPTY {
-                return NO_RANK;
-            }
-            place = (place + 1) & (self.slots.len() - 1);
+        let place = self.place_of(pair);
+        let slot = self.slots[place];
+        let is_it = slot >> BITS == pair;
+        if is_it || slot == EMPTY {
+            // Mostly it is one of the two, and which one cannot be foretold.
+            return select_unpredictable(is_it, slot as u32 & ((1 << BITS) - 1), NO_RANK);
+        }
+        let slot = self.slots[self.find(pair)];
+        if slot == EMPTY {
+            NO_RANK
+        } else {
+            slot as u32 & ((1 << BITS) - 1)
         }
     }
 
