@@ -74,18 +74,25 @@ class Rslm:
         vocab_size = job.vocab_size + len(special_tokens)
         return lambda: rslm.train_bpe(job.path, vocab_size, special_tokens, **options)[1]
 
+    def load_for_arrays(self, job: Job) -> Any:
+        """With NumPy, which others' modules have imported by now and ours has not."""
+        import numpy as np
+
+        assert np.__version__
+        return self.load(job)
+
     def encode_text(self, job: Job) -> Call:
-        tokenizer, (data,) = self.load(job), job.pieces()
+        tokenizer, (data,) = self.load_for_arrays(job), job.pieces()
         if job.n_threads == 1:
             return lambda: tokenizer.encode_to_numpy(data)
         return lambda: tokenizer.encode_batch([data], n_threads=job.n_threads)[0]
 
     def encode_documents(self, job: Job) -> Call:
-        tokenizer, pieces = self.load(job), job.pieces()
+        tokenizer, pieces = self.load_for_arrays(job), job.pieces()
         return lambda: tokenizer.encode_batch(pieces, n_threads=job.n_threads)[0]
 
     def encode_to_arrays(self, job: Job) -> Call:
-        encode, texts = self.load(job).encode_to_numpy, job.strings()
+        encode, texts = self.load_for_arrays(job).encode_to_numpy, job.strings()
         return lambda: [encode(text) for text in texts]
 
     def encode_to_lists(self, job: Job) -> Call:
@@ -138,8 +145,15 @@ class Gigatoken:
 
         return lambda: gigatoken.train_bpe(job.path.read_bytes(), job.vocab_size, [])[1]
 
+    def load_for_arrays(self, job: Job) -> Any:
+        """With NumPy, which others' modules have imported by now and ours has not."""
+        import numpy as np
+
+        assert np.__version__
+        return self.load(job)
+
     def encode_text(self, job: Job) -> Call:
-        tokenizer, (data,) = self.load(job), job.pieces()
+        tokenizer, (data,) = self.load_for_arrays(job), job.pieces()
         if job.n_threads == 1:
             return lambda: tokenizer.encode(data)
         return lambda: tokenizer.encode_batch([data], parallel=True)
