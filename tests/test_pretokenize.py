@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import PIECES, TEXTS
 
-from rslm import Tokenizer, _rslm, reference, tokenizer
+from rslm import Tokenizer, _rslm, corpus, reference
 from rslm._rslm import pretokenize
 
 PATTERNS = list(reference.PATTERNS)
@@ -184,7 +184,7 @@ def test_megabytes_of_whitespace_are_no_limit_of_an_expression(pattern: str) -> 
 
 
 def test_a_slow_pattern_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "_warned_of_slowness", False)
+    monkeypatch.setattr(corpus, "_warned_of_slowness", False)
     vocab = {byte: bytes([byte]) for byte in range(256)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
