@@ -31,15 +31,8 @@ pub(super) fn encode_batch<I: TokenId>(
     words: &mut Words,
     out: &mut Vec<I>,
 ) {
-    let mut start = batch.start;
-    for ends in batch.ends.chunks(BATCH) {
-        let part = Batch {
-            start,
-            ends,
-            ..batch
-        };
+    for part in batch.parts(BATCH) {
         encode_dispatched(tokenizer, part, words, out);
-        start = ends.last().map_or(start, |&end| end as usize);
     }
 }
 

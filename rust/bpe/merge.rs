@@ -57,7 +57,10 @@ impl Merger {
 
     fn merge_by_scan(&mut self, ranks: &PairRanks, pretoken: &[u8]) {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx512f") {
+        let has_bits = std::arch::is_x86_feature_detected!("bmi1")
+            && std::arch::is_x86_feature_detected!("lzcnt");
+        #[cfg(target_arch = "x86_64")]
+        if has_bits && std::arch::is_x86_feature_detected!("avx512f") {
             // SAFETY: the processor has the instructions.
             return unsafe {
                 if pretoken.len() <= 16 {
@@ -66,7 +69,7 @@ impl Merger {
                     self.merge_by_scan_avx512::<2>(ranks, pretoken);
                 }
             };
-        } else if std::arch::is_x86_feature_detected!("avx2") {
+        } else if has_bits && std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has the instructions.
             return unsafe { self.merge_by_scan_avx2(ranks, pretoken) };
         }

@@ -5,6 +5,7 @@ use std::hint::select_unpredictable;
 use rustc_hash::FxHashMap;
 
 use super::vocab::{ID_LIMIT, Merge, Vocab};
+use crate::random::GAMMA;
 
 /// The rank of a pair that does not merge; no rank is as large.
 pub(super) const NO_RANK: u32 = u32::MAX;
@@ -148,7 +149,7 @@ impl PairRanks {
 
     #[inline(always)]
     fn place_of(&self, pair: u64) -> usize {
-        (pair.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+        (pair.wrapping_mul(GAMMA) >> self.shift) as usize
     }
 
     /// The rank of a pair of ids, [`NO_RANK`] where they do not merge.

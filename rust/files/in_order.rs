@@ -14,9 +14,9 @@ pub fn thread_count(n_threads: Option<usize>) -> usize {
         .max(1)
 }
 
-/// Bytes of jobs per worker with which no further job is taken: less than two usual blocks,
-/// of which two workers then have four, and less than one of the longest documents, which
-/// costs twenty times its size if it is one word. Four blocks per worker were no faster.
+/// Bytes of jobs per worker with which no further job is taken: more than the four usual
+/// blocks that a worker is given anyway, and less than one of the longest documents, which
+/// costs twenty times its size if it is one word.
 const AHEAD_BYTES: usize = 7 << 20;
 
 /// What there is to do, and how much of the memory it stands for.

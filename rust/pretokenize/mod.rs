@@ -220,6 +220,21 @@ pub struct Batch<'b> {
 }
 
 impl Batch<'_> {
+    /// The batch in parts of at most `n` pretokens.
+    #[inline]
+    pub fn parts(self, n: usize) -> impl Iterator<Item = Self> {
+        let mut start = self.start;
+        self.ends.chunks(n).map(move |ends| {
+            let part = Self {
+                start,
+                ends,
+                ..self
+            };
+            start = ends.last().map_or(start, |&end| end as usize);
+            part
+        })
+    }
+
     /// Start and end of the pretoken with a number.
     #[inline]
     pub fn pretoken(&self, number: usize) -> (usize, usize) {

@@ -27,8 +27,8 @@ mod store;
 mod words;
 
 use crate::TokenId;
-pub(super) use crate::memory::prefetch;
 use crate::memory::with_huge_pages;
+use crate::random::GAMMA;
 use middle::MiddleTable;
 pub(super) use requests::BATCH;
 #[cfg(target_arch = "x86_64")]
@@ -117,13 +117,13 @@ pub(super) fn key_at(text: &[u8], start: usize, end: usize) -> Option<u128> {
 #[inline]
 pub(super) fn hash_of(key: u128) -> u64 {
     let folded = (key as u64) ^ ((key >> 64) as u64).rotate_left(29);
-    let product = u128::from(folded) * 0x9E37_79B9_7F4A_7C15;
+    let product = u128::from(folded) * u128::from(GAMMA);
     (product as u64) ^ (product >> 64) as u64
 }
 
 /// A hash of bytes, 8 at a time by multiplication and folding.
 pub(super) fn hash_bytes(bytes: &[u8]) -> u64 {
-    const K: u64 = 0x9E37_79B9_7F4A_7C15;
+    const K: u64 = GAMMA;
     let fold = |h: u64, word: u64| {
         let product = u128::from(h ^ word) * u128::from(K);
         (product as u64) ^ (product >> 64) as u64

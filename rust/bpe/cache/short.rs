@@ -1,6 +1,7 @@
 //! The table of pretokens of at most 8 bytes.
 
 use super::{Lines, PackedIds};
+use crate::random::GAMMA;
 
 /// Longest pretoken of this table.
 pub const SHORT_BYTES: usize = 8;
@@ -29,7 +30,7 @@ impl ShortTable {
     pub const LINE_BITS: u32 = 15;
     pub const N_SPARE: usize = 256;
     /// A key times this has the number of its line at the high end.
-    pub const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+    pub const FACTOR: u64 = GAMMA;
     /// What to ask a spare line for.
     pub const SPARE_KEY: u64 = 0;
     /// What neither a spare line nor any other knows.

@@ -34,7 +34,10 @@ pub trait Instructions: Copy {
     fn find(self, line: &Line, key: u64) -> Option<usize>;
 
     /// Finds key and line of each pretoken of a batch.
-    fn request(self, requests: &mut Requests, batch: Batch<'_>);
+    #[inline(always)]
+    fn request(self, requests: &mut Requests, batch: Batch<'_>) {
+        requests.find(batch);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -45,14 +48,9 @@ impl Instructions for Portable {
     fn find(self, line: &Line, key: u64) -> Option<usize> {
         find_portable(line, key)
     }
-
-    #[inline(always)]
-    fn request(self, requests: &mut Requests, batch: Batch<'_>) {
-        requests.find(batch);
-    }
 }
 
-/// A value exists only where the processor has AVX2 and BMI2.
+/// A value exists only where the processor has AVX2, BMI1 and BMI2.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub struct Avx2(());
@@ -60,7 +58,9 @@ pub struct Avx2(());
 #[cfg(target_arch = "x86_64")]
 impl Avx2 {
     pub fn detect() -> Option<Self> {
-        let detected = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
+        let detected = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2");
         detected.then_some(Self(()))
     }
 }
@@ -72,25 +72,21 @@ impl Instructions for Avx2 {
         // SAFETY: a value exists, so the processor has the instructions.
         unsafe { super::short::find_avx2(line, key) }
     }
-
-    #[inline(always)]
-    fn request(self, requests: &mut Requests, batch: Batch<'_>) {
-        requests.find(batch);
-    }
 }
 
-/// A value exists only where the processor has AVX-512 with the extensions named here.
+/// As [`Avx2`], and AVX-512 with the extensions named here.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512(Avx2);
 
 #[cfg(target_arch = "x86_64")]
 impl Avx512 {
     pub fn detect() -> Option<Self> {
-        let detected = is_x86_feature_detected!("avx512dq")
+        let detected = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("bmi2");
-        detected.then_some(Self(()))
+            && is_x86_feature_detected!("popcnt");
+        Avx2::detect().filter(|_| detected).map(Self)
     }
 }
 
@@ -98,13 +94,12 @@ impl Avx512 {
 impl Instructions for Avx512 {
     #[inline(always)]
     fn find(self, line: &Line, key: u64) -> Option<usize> {
-        // SAFETY: a value exists, so the processor has the instructions.
-        unsafe { super::short::find_avx2(line, key) }
+        self.0.find(line, key)
     }
 
     #[inline(always)]
     fn request(self, requests: &mut Requests, batch: Batch<'_>) {
-        // SAFETY: as above.
+        // SAFETY: a value exists, so the processor has the instructions.
         unsafe { requests.find_avx512(batch) };
     }
 }

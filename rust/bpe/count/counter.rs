@@ -2,7 +2,8 @@
 //! second-level cache, before the one that holds all.
 
 use super::PretokenCounts;
-use crate::bpe::cache::{hash_of, key_at, prefetch};
+use crate::bpe::cache::{hash_of, key_at};
+use crate::memory::prefetch;
 use crate::pretokenize::Batch;
 
 /// Slots of the small table, 32 bytes each.
@@ -62,21 +63,17 @@ impl Counter {
     /// Adds one occurrence of each pretoken of a batch.
     #[inline]
     pub fn add_batch(&mut self, batch: Batch<'_>) {
-        let mut start = batch.start;
-        for ends in batch.ends.chunks(WAVE) {
-            self.add_some(batch.segment, start, ends);
-            start = ends[ends.len() - 1] as usize;
+        for part in batch.parts(WAVE) {
+            self.add_some(part);
         }
     }
 
     #[inline(always)]
-    fn add_some(&mut self, segment: &[u8], mut start: usize, ends: &[u32]) {
+    fn add_some(&mut self, batch: Batch<'_>) {
         let mut n_missed = self.n_missed;
-        for &end in ends {
-            let end = end as usize;
-            let from = std::mem::replace(&mut start, end);
-            let Some(key) = key_at(segment, from, end) else {
-                self.counts.add_long(&segment[from..end], 1);
+        for (start, end) in batch.pretokens() {
+            let Some(key) = key_at(batch.segment, start, end) else {
+                self.counts.add_long(&batch.segment[start..end], 1);
                 continue;
             };
             // No branch: whether a pretoken is there cannot be foretold.

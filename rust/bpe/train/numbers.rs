@@ -1,7 +1,7 @@
 //! Finds a pair by its symbols.
 
 use super::pairs::Pair;
-use crate::bpe::cache::prefetch;
+use crate::memory::prefetch;
 use crate::random::GAMMA;
 
 /// The number of each pair in [`super::pairs::Pairs::all`], by left and right symbol.

@@ -3,8 +3,8 @@
 
 use super::pairs::Side;
 use crate::TokenId;
-use crate::bpe::cache::prefetch;
 use crate::error::{Error, Result};
+use crate::memory::prefetch;
 
 /// An id as it lies in memory: u16 where the vocabulary allows it.
 pub(super) trait Symbol: TokenId + Eq {}
