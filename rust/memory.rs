@@ -7,11 +7,18 @@ use std::fs::File;
 ///
 /// A page of 4 KiB costs the system more to bring in than the ids on it cost to make.
 pub(crate) fn with_huge_pages<T>(buffer: Vec<T>) -> Vec<T> {
+    let n_wanted = buffer.capacity();
+    with_huge_pages_for(buffer, n_wanted)
+}
+
+/// As [`with_huge_pages`], behind the first so many elements of the buffer.
+fn with_huge_pages_for<T>(buffer: Vec<T>, n_wanted: usize) -> Vec<T> {
+    debug_assert!(n_wanted <= buffer.capacity());
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;
         let start = buffer.as_ptr().addr();
-        let end = start + buffer.capacity() * size_of::<T>();
+        let end = start + n_wanted.min(buffer.capacity()) * size_of::<T>();
         let (first, last) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
         if first < last {
             // SAFETY: the range lies within one allocation of ours, of which this changes
@@ -22,7 +29,21 @@ pub(crate) fn with_huge_pages<T>(buffer: Vec<T>) -> Vec<T> {
             }
         }
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = n_wanted;
     buffer
+}
+
+/// An empty buffer for so many elements, in address space of its own: it can grow for long
+/// without a copy, nobody else's memory gets in its way, and all of it goes back when it is
+/// freed. What is never written to takes no memory.
+///
+/// The allocator by itself does so from 128 KiB on, but only from 32 MiB on once it has seen
+/// such buffers freed; what is smaller then leaves holes, in places that no thread gives back.
+pub(crate) fn apart<T>(n_wanted: usize) -> Vec<T> {
+    const APART: usize = (32 << 20) + 1;
+    let least = APART.div_ceil(size_of::<T>());
+    with_huge_pages_for(Vec::with_capacity(n_wanted.max(least)), n_wanted)
 }
 
 /// Asks the system to begin bringing some bytes of a file to the disk, which goes on beside

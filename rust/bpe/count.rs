@@ -15,7 +15,7 @@ pub use runs::{Runs, write_counts};
 use varint::{push_varint, take_varint};
 
 use crate::error::Result;
-use crate::memory::with_huge_pages;
+use crate::memory::apart;
 
 use super::cache::{MAX_KEY_BYTES, hash_bytes, hash_of, key_at};
 
@@ -311,7 +311,7 @@ impl PretokenCounts {
 }
 
 fn empty_table<T: Clone + Default>(n_slots: usize) -> Vec<T> {
-    let mut table = with_huge_pages(Vec::with_capacity(n_slots));
+    let mut table = apart(n_slots);
     table.resize(n_slots, T::default());
     table
 }

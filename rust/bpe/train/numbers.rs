@@ -1,7 +1,7 @@
 //! Finds a pair by its symbols.
 
 use super::pairs::Pair;
-use crate::memory::prefetch;
+use crate::memory::{apart, prefetch};
 use crate::random::GAMMA;
 
 /// The number of each pair in [`super::pairs::Pairs::all`], by left and right symbol.
@@ -29,7 +29,9 @@ impl PairNumbers {
         if 2 * pairs.len() > self.slots.len() {
             // All are put in anew, so the old table need not stay meanwhile.
             self.slots = Vec::new();
-            self.slots = vec![NONE; (2 * pairs.len()).next_power_of_two()];
+            let n_slots = (2 * pairs.len()).next_power_of_two();
+            self.slots = apart(n_slots);
+            self.slots.resize(n_slots, NONE);
             self.n_pairs = 0;
         }
         for (number, pair) in pairs.iter().enumerate().skip(self.n_pairs) {

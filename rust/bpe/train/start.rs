@@ -10,6 +10,7 @@ use crate::bpe::merge::Merger;
 use crate::bpe::tokenizer::Tokenizer;
 use crate::bpe::vocab::Vocab;
 use crate::error::Result;
+use crate::memory::apart;
 
 /// What is there before the first merge.
 pub(super) struct Start<'o> {
@@ -135,7 +136,10 @@ fn first_pairs<S: Symbol>(
             pair.n_places += 1;
         }
     });
-    let mut pairs = Pairs::default();
+    let mut pairs = Pairs {
+        all: apart(0),
+        places: apart(0),
+    };
     let mut n_places = 0;
     for pair in found.iter_mut().filter(|pair| pair.count > 0) {
         if !is_wanted(pair.left, pair.right, pair.count) {

@@ -4,7 +4,7 @@
 use super::pairs::Side;
 use crate::TokenId;
 use crate::error::{Error, Result};
-use crate::memory::prefetch;
+use crate::memory::{apart, prefetch};
 
 /// An id as it lies in memory: u16 where the vocabulary allows it.
 pub(super) trait Symbol: TokenId + Eq {}
@@ -28,7 +28,7 @@ impl<S: Symbol> Words<S> {
 
     /// No words.
     pub fn new() -> Self {
-        Self { buffer: Vec::new() }
+        Self { buffer: apart(0) }
     }
 
     /// Adds a word.
