@@ -69,6 +69,16 @@ pub(crate) fn begin_writing_back(file: &File, start: u64, n_bytes: u64) {
     let _ = (file, start, n_bytes);
 }
 
+/// Gives the system back what the allocator keeps of freed memory: after work on many threads
+/// some MiB, which whoever set a limit does not expect to come on top.
+pub(crate) fn give_back_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: touches nothing that is in use; whether anything was given back does not matter.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Asks the memory for the line of a value that is wanted soon.
 #[inline(always)]
 pub(crate) fn prefetch<T>(value: &T) {

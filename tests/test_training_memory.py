@@ -33,6 +33,25 @@ print(needed, peak() - before)
 """
 
 
+# What many threads leave with the allocator when counting is done must not come on top.
+LIMITED_CHILD = """
+import re, sys
+import rslm
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+path, vocab_size, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+rslm.Tokenizer.train(None, 300, texts=["a warm start " * 9])
+before = peak()
+try:
+    rslm.Tokenizer.train(path, vocab_size, n_threads=8, memory_limit=limit)
+    print(limit, peak() - before)
+except ValueError as error:
+    print(re.search(r"at least (\\d+) bytes to train", str(error))[1], 0)
+"""
+
+
 def needed_and_taken(counts: Path, vocab_size: int) -> tuple[int, int]:
     command = [sys.executable, "-c", CHILD, str(counts), str(vocab_size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
@@ -97,6 +116,25 @@ def test_training_takes_what_it_needs_and_little_less(
     assert taken <= needed, "more than it said"
     # A quarter, and a few megabytes that the warm start had taken already.
     assert needed <= 1.25 * taken + (5 << 20), "the estimate is too high"
+
+
+@pytest.mark.slow
+def test_files_counted_by_many_threads_take_no_more(
+    tmp_path: Path, read_test_text: Callable[[str], str]
+) -> None:
+    path = tmp_path / "multilingual.txt"
+    path.write_text(read_test_text("multilingual") * 4, encoding="utf-8")
+
+    def run(limit: int) -> tuple[int, int]:
+        command = [sys.executable, "-c", LIMITED_CHILD, str(path), "32000", str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+        needed, taken = map(int, done.stdout.split())
+        return needed, taken
+
+    least_to_count = 8 * 8 << 20
+    needed, _ = run(least_to_count)
+    needed, taken = run(max(needed, least_to_count))
+    assert 0 < taken <= needed
 
 
 def test_a_larger_vocabulary_needs_more(counts_of: Callable[[str], Path]) -> None:

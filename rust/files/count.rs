@@ -12,6 +12,7 @@ use crate::bpe::{
     merge_counts, write_counts,
 };
 use crate::error::{Error, Result};
+use crate::memory::give_back_freed;
 use crate::pretokenize::{Batch, UNICODE_VERSION};
 
 /// With less than this for each worker, runs are so small that the disk does all the work.
@@ -177,7 +178,11 @@ impl CountJob {
             .into_iter()
             .map(|(mut counter, _)| std::mem::take(counter.settled()))
             .collect();
-        gather(tables, runs, limit)
+        let counted = gather(tables, runs, limit);
+        if limit.is_some() {
+            give_back_freed();
+        }
+        counted
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::PretokenCounts;
 use crate::bpe::cache::{hash_of, key_at};
-use crate::memory::prefetch;
+use crate::memory::{apart, prefetch};
 use crate::pretokenize::Batch;
 
 /// Slots of the small table, 32 bytes each.
@@ -52,9 +52,11 @@ impl Counter {
 
     /// Nothing is counted yet.
     pub fn new() -> Self {
+        let mut hot = apart(N_HOT);
+        hot.resize(N_HOT, Hot::default());
         Self {
             counts: PretokenCounts::new(),
-            hot: vec![Hot::default(); N_HOT],
+            hot,
             missed: Box::new([0; MISSED]),
             n_missed: 0,
         }
