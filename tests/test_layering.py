@@ -23,11 +23,14 @@ LAYERS = [
     ["errors", "files", "process", "progress", "token_file_format"],
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
-        *["architecture", "config", "reference"],
+        *["architecture", "config", "reference", "group_rules", "schedules"],
     ],
-    ["corpus", "optim", "data.*", "run_folder", "train_config", "terminal"],
-    ["tokenizer", "attention", "losses", "batches", "checkpoint", "run_log"],
-    ["model", "text_run"],
+    ["corpus", "optim", "muon", "data.*", "run_folder", "train_config", "terminal"],
+    [
+        *["tokenizer", "attention", "losses", "batches", "checkpoint", "run_log"],
+        "optimizer_setup",
+    ],
+    ["model", "text_run", "nonfinite"],
     ["infer.*"],
     ["evaluate.*"],
     ["train"],
@@ -41,6 +44,7 @@ LAZY = ["cli", "commands.*", "demo"]
 TORCH_FREE = [
     *["errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "config"],
+    *["group_rules", "schedules"],
     *["reference", "corpus", "tokenizer", "data.*", "train_config", "terminal", "text_run"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,

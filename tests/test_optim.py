@@ -6,8 +6,15 @@ from torch import nn
 from torch.nn import Parameter
 
 from rslm.architecture import TransformerConfig
+from rslm.group_rules import GroupRule
 from rslm.model import Transformer
-from rslm.optim import AdamW, clip_grad_norm, cosine_schedule, optimizer_step, parameter_groups
+from rslm.optim import (
+    AdamW,
+    clip_grad_norm,
+    optimizer_step,
+    parameter_groups,
+    parameter_groups_by_rule,
+)
 
 IMPLEMENTATIONS = ["reference", "fused"]
 
@@ -144,34 +151,6 @@ def test_parameter_groups_leave_out_frozen_parameters_and_empty_groups():
     assert group == {"params": [model["a"]], "weight_decay": 0.0}
 
 
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [
-        (0, 0.0),
-        (50, 3e-4),
-        (100, 6e-4),
-        (325, 5.20919e-4),
-        (550, 3.3e-4),
-        (1000, 6e-5),
-        (2000, 6e-5),
-    ],
-)
-def test_cosine_schedule_equals_vector(step: int, expected: float):
-    rate = cosine_schedule(
-        step, learning_rate=6e-4, min_learning_rate=6e-5, warmup_steps=100, decay_steps=1000
-    )
-    assert rate == pytest.approx(expected, rel=1e-6)
-
-
-def test_cosine_schedule_without_warmup_or_decay():
-    options = {"learning_rate": 1.0, "min_learning_rate": 0.1}
-    assert cosine_schedule(0, warmup_steps=0, decay_steps=10, **options) == 1.0
-    assert cosine_schedule(0, warmup_steps=0, decay_steps=0, **options) == 0.1
-    assert cosine_schedule(4, warmup_steps=5, decay_steps=5, **options) == 0.8
-    with pytest.raises(ValueError, match="got decay_steps 4 and warmup_steps 5"):
-        cosine_schedule(0, warmup_steps=5, decay_steps=4, **options)
-
-
 @pytest.mark.parametrize("max_norm", [0.0, 1e-2, 1.0, 5.0, 100.0, math.inf])
 def test_clip_grad_norm_equals_torch(max_norm: float):
     ours, theirs = random_parameters(), random_parameters()
@@ -217,3 +196,72 @@ def test_optimizer_step_clips_steps_and_clears():
     oracle.step()
     assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True))
     assert all(p.grad is None for p in parameters)
+
+
+def test_optimizer_step_scales_the_rate_of_a_group():
+    first, second, _ = random_parameters()
+    groups = [{"params": [first]}, {"params": [second], "learning_rate_scale": 0.5}]
+    set_gradients([first, second], 1)
+    optimizer = AdamW(groups, weight_decay=0.0, eps=0.0)
+    before = [p.detach().clone() for p in (first, second)]
+    optimizer_step(optimizer, learning_rate=0.25, max_grad_norm=math.inf)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.125]
+    # A first step of Adam is the rate, whatever the gradient.
+    for parameter, old, rate in zip((first, second), before, (0.25, 0.125), strict=True):
+        torch.testing.assert_close((parameter - old).abs(), torch.full_like(old, rate))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("max_grad_norm", [1.0, math.inf])
+def test_optimizer_step_skips_gradients_that_are_not_finite(bad: float, max_grad_norm: float):
+    parameters, expected = random_parameters(), random_parameters()
+    optimizer, oracle = AdamW(parameters), AdamW(expected)
+    options = {"learning_rate": 0.1, "max_grad_norm": max_grad_norm}
+    for step in range(4):
+        set_gradients(parameters, step)
+        if step == 2:
+            parameters[0].grad[1, 1] = bad
+        norm = optimizer_step(optimizer, **options)
+        assert math.isfinite(norm) == (step != 2)
+        assert all(p.grad is None for p in parameters)
+        if step != 2:
+            set_gradients(expected, step)
+            optimizer_step(oracle, **options)
+    # As if the step had never been: weights, moments and the count of steps.
+    assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True))
+    for a, b in zip(parameters, expected, strict=True):
+        assert optimizer.state[a]["step"] == 3
+        for key, value in oracle.state[b].items():
+            assert torch.equal(optimizer.state[a][key], value)
+
+
+def test_groups_by_rule_take_their_options_from_rule_and_algorithm():
+    model = Transformer(TransformerConfig(vocab_size=31, d_model=16, n_heads=2, n_layers=1))
+    rules = [
+        GroupRule(pattern="_proj|ffn", algorithm="muon", learning_rate_scale=3.0),
+        GroupRule(pattern="^lm_head", beta2=0.8, epsilon=1e-10, learning_rate_scale=0.5),
+        GroupRule(pattern=r"embed|\bln", weight_decay=0.0),
+    ]
+    adamw = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    options = {"adamw": adamw, "muon": {"momentum": 0.9, "learning_rate_scale": 2.0}}
+    muon, head, rest = parameter_groups_by_rule(model, rules, options=options)
+    assert [len(group.pop("params")) for group in (muon, head, rest)] == [7, 1, 4]
+    assert muon == {"algorithm": "muon", "momentum": 0.9, "learning_rate_scale": 6.0}
+    assert head == adamw | {
+        "algorithm": "adamw",
+        "betas": (0.9, 0.8),
+        "eps": 1e-10,
+        "learning_rate_scale": 0.5,
+    }
+    assert rest == adamw | {"algorithm": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0}
+    assert options["muon"]["learning_rate_scale"] == 2.0
+
+
+def test_groups_by_rule_leave_out_frozen_parameters_and_refuse_forgotten_ones():
+    model = nn.ParameterDict({"a": Parameter(torch.ones(2)), "b": Parameter(torch.ones(2, 2))})
+    rule, options = GroupRule(pattern="a"), {"adamw": {"betas": (0.9, 0.95)}}
+    with pytest.raises(ValueError, match="exactly one group: b is matched by none"):
+        parameter_groups_by_rule(model, [rule], options=options)
+    model["b"].requires_grad_(False)
+    (group,) = parameter_groups_by_rule(model, [rule], options=options)
+    assert group["params"] == [model["a"]]

@@ -1,14 +1,16 @@
-"""AdamW, the learning-rate schedule, gradient clipping and the step that uses them."""
+"""AdamW, parameter groups, gradient clipping and the step that uses them."""
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module, Parameter
+
+from rslm.group_rules import GroupRule, assign_groups
 
 AdamWImplementation = Literal["fused", "reference"]
 
@@ -68,7 +70,7 @@ class AdamW(torch.optim.Optimizer):
             raise ValueError(
                 f'implementation must be "fused" or "reference", got {implementation!r}'
             )
-        self._update = _fused_update if implementation == "fused" else _reference_update
+        self._implementation: AdamWImplementation = implementation
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
@@ -87,22 +89,32 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            states = [self._state_of(p) for p in parameters]
-            for state in states:
-                state["step"] += 1
-            self._update(parameters, states, group)
+            update_adamw_group(group, self.state, implementation=self._implementation)
         return loss
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The parameter's state, zeros before its first step."""
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
+
+@torch.no_grad()
+def update_adamw_group(
+    group: dict[str, Any],
+    state: MutableMapping[Any, dict[str, Tensor]],
+    *,
+    implementation: AdamWImplementation = "fused",
+) -> None:
+    """One step of the parameters in a group of `AdamW` that have gradients.
+
+    `state` maps each parameter to its own state, which the first step makes.
+    """
+    parameters = [p for p in group["params"] if p.grad is not None]
+    states = [state[p] for p in parameters]
+    for parameter, own in zip(parameters, states, strict=True):
+        if not own:
             # A scalar on the CPU, whatever the parameter's device, is read without a wait.
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state
+            own["step"] = torch.tensor(0.0)
+            own["exp_avg"] = torch.zeros_like(parameter)
+            own["exp_avg_sq"] = torch.zeros_like(parameter)
+        own["step"] += 1
+    update = _fused_update if implementation == "fused" else _reference_update
+    update(parameters, states, group)
 
 
 def _reference_update(
@@ -170,37 +182,43 @@ def parameter_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
-def cosine_schedule(
-    step: int,
-    *,
-    learning_rate: float,
-    min_learning_rate: float,
-    warmup_steps: int,
-    decay_steps: int,
-) -> float:
-    """Learning rate of `step` (from 0): a line up, half a cosine down, then flat.
+def parameter_groups_by_rule(
+    model: Module, rules: Sequence[GroupRule], *, options: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer, one for each rule, of the trainable parameters it matches.
 
-    With w = `warmup_steps` and c = `decay_steps`: step/w of the peak before w; between w
-    and c, min + (1 + cos(π(step - w)/(c - w)))/2 · (peak - min); the minimum after c.
+    Every trainable parameter is in exactly one. A group has the keys `algorithm` and
+    `learning_rate_scale`, and the algorithm's options.
+
+    Args:
+        model: whose parameters; a tied one counts once, under its first name.
+        rules: as in `rslm.group_rules`.
+        options: by algorithm, what a rule that says nothing of it gets.
 
     Raises:
-        ValueError: `decay_steps` is smaller than `warmup_steps`, or one is negative.
-
-    Source: Loshchilov & Hutter 2017, SGDR, equation 5, without restarts
-    (arXiv:1608.03983), as used by Touvron et al. 2023, LLaMA, section 2.3.
+        ValueError: a parameter matches no rule or several, or a rule no parameter.
     """
-    if not 0 <= warmup_steps <= decay_steps:
-        raise ValueError(
-            "decay_steps must be at least warmup_steps, and that at least 0, "
-            f"got decay_steps {decay_steps} and warmup_steps {warmup_steps}"
-        )
-    if step < warmup_steps:
-        return step / warmup_steps * learning_rate
-    if step >= decay_steps:
-        return min_learning_rate
-    progress = (step - warmup_steps) / (decay_steps - warmup_steps)
-    share = (1 + math.cos(math.pi * progress)) / 2
-    return min_learning_rate + share * (learning_rate - min_learning_rate)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups: list[dict[str, Any]] = []
+    for rule, names in zip(rules, assign_groups(parameters, rules), strict=True):
+        group: dict[str, Any] = {
+            "params": [parameters[name] for name in names],
+            "algorithm": rule.algorithm,
+        }
+        group |= options[rule.algorithm]
+        if rule.weight_decay is not None:
+            group["weight_decay"] = rule.weight_decay
+        if rule.epsilon is not None:
+            group["eps"] = rule.epsilon
+        if rule.algorithm == "adamw":
+            beta1, beta2 = group["betas"]
+            group["betas"] = (
+                beta1 if rule.beta1 is None else rule.beta1,
+                beta2 if rule.beta2 is None else rule.beta2,
+            )
+        scale = group.pop("learning_rate_scale", 1.0) * rule.learning_rate_scale
+        groups.append(group | {"learning_rate_scale": scale})
+    return groups
 
 
 @torch.no_grad()
@@ -241,12 +259,17 @@ def optimizer_step(
 ) -> Float[Tensor, ""]:
     """One update from the gradients at hand: clip, step, clear; returns the norm before.
 
-    Every group gets `learning_rate`; `max_grad_norm` infinity turns clipping off.
+    Every group gets `learning_rate`, times its `learning_rate_scale` where it has one;
+    `max_grad_norm` infinity turns clipping off. A norm that is infinite or not a number
+    updates nothing, neither parameters nor state: the returned norm tells. Asking for it
+    waits for the device.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = clip_grad_norm(parameters, max_grad_norm)
-    optimizer.step()
+    # Zeros in place of such gradients would not do: momentum and decay would still move weights.
+    if math.isfinite(norm.item()):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -8,8 +8,6 @@ Whatever is random is a function of (seed, purpose, step), so there is no genera
 """
 
 import contextlib
-import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from rslm import checkpoint
 from rslm.architecture import TransformerConfig, n_parameters, train_flops_per_token
 from rslm.batches import (
     count_samples,
     counter_seed,
-    read_windows,
     sample_batch,
-    sample_indices,
     split_windows,
 )
 from rslm.config import to_record
@@ -39,7 +36,9 @@ from rslm.infer.load import choose_device, end_ids
 from rslm.infer.sampler import generate
 from rslm.losses import cross_entropy
 from rslm.model import Transformer
-from rslm.optim import AdamW, cosine_schedule, optimizer_step, parameter_groups
+from rslm.nonfinite import SkippedSteps
+from rslm.optim import optimizer_step
+from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
 from rslm.run_folder import (
     AppendedFile,
     Row,
@@ -104,7 +103,8 @@ def train(
         FileExistsError: the run folder exists and `resume` was not asked for.
         ValueError: the config does not fit the data, or not the run that is resumed.
         FormatError: a token file or checkpoint is damaged.
-        FloatingPointError: loss or gradients became infinite or not a number.
+        FloatingPointError: loss or gradients stayed infinite or not a number, step after step;
+            a few such steps are skipped, and their batches written to the run folder.
     """
     device, console = choose_device(config.device), console or Console(stderr=True)
     data = open_data(config)
@@ -128,6 +128,7 @@ def train(
         record_start(config, data, device, state["step"])
         stop = stack.enter_context(StopSignals())
         display = stack.enter_context(open_display(config, state["step"], console))
+        skipped = SkippedSteps(config, data.train, state.get("skipped"))
         saved_step, stopping, finished = state["step"], False, False
         row, validation = Row(), Row()
 
@@ -135,7 +136,7 @@ def train(
             # `step` updates are made. Their checkpoint comes before validation and samples: a
             # run that is cut short in those loses nothing and makes them again.
             if step > saved_step and (stopping or is_due(step, config.checkpoint_every, config)):
-                state = run_state(config, data, step, clock, metrics, samples)
+                state = run_state(config, data, step, clock, metrics, samples, skipped)
                 with clock.away():
                     save(config, model, optimizer, state)
                 saved_step = step
@@ -183,12 +184,13 @@ def train(
             stopping = stop.requested()
             if stopping or is_fetched(step + 1, config, device):
                 for row in meter.take_rows():
-                    require_finite(row, config, data.train)
+                    if (note := skipped.check(row)) is not None:
+                        display.note(note)
                     metrics.write_row(row)
                     display.show(row)
 
         if step > saved_step:  # Validation was told to stop.
-            state = run_state(config, data, step, clock, metrics, samples)
+            state = run_state(config, data, step, clock, metrics, samples, skipped)
             save(config, model, optimizer, state)
     write_loss_curve(out, f"{out.name} ({model_summary(config)})")
     return TrainResult(
@@ -285,18 +287,8 @@ def build_model(config: TrainConfig, device: torch.device) -> Transformer:
     return Transformer(config.model, generator=generator, device=device, dtype=torch.float32)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW over the model's parameter groups."""
-    return AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-    )
-
-
 def restore(
-    config: TrainConfig, data: Data, model: Transformer, optimizer: AdamW, console: Console
+    config: TrainConfig, data: Data, model: Transformer, optimizer: Optimizer, console: Console
 ) -> Row:
     """Loads the newest good checkpoint, or the weights to start from; returns the run's state.
 
@@ -326,7 +318,7 @@ def restore(
     return state
 
 
-def save(config: TrainConfig, model: Transformer, optimizer: AdamW, state: Row) -> None:
+def save(config: TrainConfig, model: Transformer, optimizer: Optimizer, state: Row) -> None:
     """Writes the checkpoint of a state and removes the oldest."""
     folder = config.out / "checkpoints"
     checkpoint.write_run_checkpoint(folder, model, optimizer, state)
@@ -340,6 +332,7 @@ def run_state(
     clock: Clock,
     metrics: AppendedFile,
     samples: AppendedFile,
+    skipped: SkippedSteps,
 ) -> Row:
     """What a checkpoint says beside the tensors; it counts on the files as they are now."""
     return {
@@ -351,6 +344,7 @@ def run_state(
         "samples_bytes": samples.sync(),
         # Batches, weights and samples are drawn by seed and step; there is no other generator.
         "random": {"seed": config.seed, "step": step},
+        "skipped": skipped.record(),
         "data": data.fingerprints,
         "config": to_record(config),
         "versions": versions(),
@@ -434,44 +428,6 @@ def accumulate_gradients(
         torch.autograd.backward(loss)
         total += loss.detach()
     return total
-
-
-def scheduled_learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of the update that follows `step` others.
-
-    Updates count from 1 in the schedule: the first has a rate above 0, the last the minimum.
-    """
-    optimizer = config.optimizer
-    minimum = optimizer.min_learning_rate
-    return cosine_schedule(
-        step + 1,
-        learning_rate=optimizer.learning_rate,
-        min_learning_rate=optimizer.learning_rate / 10 if minimum is None else minimum,
-        warmup_steps=optimizer.warmup_steps,
-        decay_steps=config.n_steps,
-    )
-
-
-def require_finite(row: Row, config: TrainConfig, train_file: TokenFile) -> None:
-    """Stops the run when an update's loss or gradient is not a number.
-
-    Raises:
-        FloatingPointError: it is; names the step and the file with the batch.
-    """
-    if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
-        return
-    step, length = row["step"] - 1, config.model.context_length
-    n_samples = count_samples(len(train_file), length)
-    indices = sample_indices(n_samples, config.seed, step * config.batch_size, config.batch_size)
-    windows = read_windows(train_file, indices, length)
-    path = config.out / f"nonfinite_step_{row['step']:08d}.json"
-    batch = {"samples": indices.tolist(), "token_ids": windows.tolist()}
-    report = {key: repr(value) for key, value in row.items()} | batch
-    write_atomically(path, json.dumps(report).encode())
-    raise FloatingPointError(
-        f"step {row['step']}: loss {row['loss']}, grad_norm {row['grad_norm']}, learning_rate "
-        f"{row['learning_rate']:.3g}; the samples and token ids of its batch are in {path}"
-    )
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, step: int) -> str:

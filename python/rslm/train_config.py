@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Literal
 
 from rslm.architecture import TransformerConfig
+from rslm.group_rules import Algorithm, parse_group_rule
+from rslm.schedules import wsd_s_schedule
 
 Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["cosine", "linear", "wsd", "wsd-s"]
 
 MAX_THREADS = 1024
 
 RESUMABLE = frozenset(
     {
         *("out", "data.train", "data.valid", "device", "compile", "n_threads", "micro_batch_size"),
-        *("checkpoint_every", "keep_checkpoints", "log_every"),
+        *("checkpoint_every", "keep_checkpoints", "log_every", "optimizer.max_skipped_steps"),
     }
 )
 """Options that may change at a resumption: they alter the order of floating-point sums at most.
@@ -33,15 +36,61 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW, its schedule and clipping."""
+class MuonConfig:
+    """Muon, for the matrices between embedding and head."""
 
+    learning_rate: float | None = None
+    """Peak learning rate, for about 0.02 with the convention original; AdamW's unless given."""
+    convention: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
+    """Factor on the rate: the root of rows over columns, or what lets AdamW's rate be kept."""
+    weight_decay: float | None = None
+    """Decoupled decay; that of the optimizer unless given."""
+    momentum: float = 0.95
+    """Decay rate of the momentum."""
+    nesterov: bool = True
+    """Look one step ahead."""
+    polynomials: Literal["classic", "convergent", "polar_express"] = "polar_express"
+    """What orthogonalises: Newton-Schulz in 5 or 12 steps, or the best polynomial at each of 5."""
+    orthogonalization_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of its matrix products."""
+    normuon_beta2: float | None = None
+    """Decay rate of NorMuon's second moment of each neuron, about 0.9; none: without."""
+    cautious_decay: bool = False
+    """Decay only entries that the update moves towards zero."""
+    equilibrate_rows: bool = False
+    """Equal norms for the rows before (MuonEq)."""
+    renormalize: bool = False
+    """The right Frobenius norm after (Muon+)."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"muon.{name}", "at least 0", value)
+        for name in ("momentum", "normuon_beta2"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, f"muon.{name}", "in [0, 1)", value)
+        given = self.learning_rate is not None or self.convention != "original"
+        _require(given, "muon.learning_rate", "given with the convention original", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, or Muon with AdamW, the schedule and clipping."""
+
+    algorithm: Algorithm = "adamw"
+    """What updates the matrices between embedding and head; everything else is AdamW's."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     min_learning_rate: float | None = None
-    """Learning rate of the last step; a tenth of the peak unless given."""
+    """Learning rate of the last step; unless given a tenth of the peak for cosine, else 0."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
+    schedule: Schedule = "cosine"
+    """From the peak down: half a cosine, a line, flat and then a line, or that several times."""
+    cooldown_fraction: float | None = None
+    """Share of the run, with wsd-s of each stretch, that the line takes; 0.2 unless given."""
+    decay_ends: tuple[int, ...] = ()
+    """With wsd-s, the steps before the last at which the rate is at its minimum."""
     beta1: float = 0.9
     """Decay rate of the first moment."""
     beta2: float = 0.95
@@ -50,11 +99,19 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices; embeddings and norms have none."""
+    implementation: Literal["fused", "reference"] = "fused"
+    """AdamW in one pass, or line by line."""
+    groups: tuple[str, ...] = ()
+    """Instead of the usual groups, one rule for each: PATTERN: OPTION=VALUE ..."""
     max_grad_norm: float = 1.0
     """Joint norm to which gradients are clipped; inf turns clipping off."""
+    max_skipped_steps: int = 3
+    """Steps in a row that may be skipped for infinite gradients; one more ends the run."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "warmup_steps", "epsilon", "weight_decay"):
+        names = "learning_rate warmup_steps epsilon weight_decay max_skipped_steps"
+        for name in names.split():
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
@@ -62,6 +119,37 @@ class OptimizerConfig:
         low = self.min_learning_rate
         fits = low is None or 0 <= low <= self.learning_rate
         _require(fits, "min_learning_rate", "between 0 and learning_rate", low)
+        self._check_schedule()
+        self._check_muon()
+
+    def _check_schedule(self) -> None:
+        share = self.cooldown_fraction
+        has_cooldown = self.schedule in ("wsd", "wsd-s")
+        fits = share is None or (has_cooldown and 0 <= share <= 1)
+        _require(fits, "cooldown_fraction", "in [0, 1], with schedule wsd or wsd-s", share)
+        fits = not self.decay_ends or self.schedule == "wsd-s"
+        _require(fits, "decay_ends", "left out but with schedule wsd-s", self.decay_ends)
+
+    def _check_muon(self) -> None:
+        rules = [parse_group_rule(text) for text in self.groups]
+        if self.algorithm == "adamw":
+            # An option without effect is a mistake.
+            fits = self.muon == MuonConfig() and all(rule.algorithm == "adamw" for rule in rules)
+            _require(fits, "algorithm", "muon where Muon's options or groups are given", "adamw")
+        fits = self.muon.learning_rate is None or self.learning_rate > 0
+        _require(fits, "learning_rate", "positive where muon.learning_rate is given", 0.0)
+
+    @property
+    def resolved_min_learning_rate(self) -> float:
+        """The learning rate of the last step."""
+        if self.min_learning_rate is not None:
+            return self.min_learning_rate
+        return self.learning_rate / 10 if self.schedule == "cosine" else 0.0
+
+    @property
+    def resolved_cooldown_fraction(self) -> float:
+        """The share that the line down takes."""
+        return 0.2 if self.cooldown_fraction is None else self.cooldown_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +210,15 @@ class TrainConfig:
         warmup = self.optimizer.warmup_steps
         _require(warmup <= self.n_steps, "warmup_steps", f"at most n_steps {self.n_steps}", warmup)
         _require(0 <= self.seed < 2**64, "seed", "in [0, 2^64)", self.seed)
+        if self.optimizer.schedule in ("wsd", "wsd-s"):
+            wsd_s_schedule(
+                0,
+                learning_rate=0.0,
+                min_learning_rate=0.0,
+                warmup_steps=warmup,
+                decay_ends=(*self.optimizer.decay_ends, self.n_steps),
+                cooldown_fraction=self.optimizer.resolved_cooldown_fraction,
+            )
 
 
 def _require(holds: bool, name: str, what: str, value: object) -> None:

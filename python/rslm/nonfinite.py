@@ -1,0 +1,85 @@
+"""Updates that were skipped because their gradients were infinite or not a number."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rslm.batches import count_samples, read_windows, sample_indices
+from rslm.errors import FormatError
+from rslm.files import write_atomically
+from rslm.run_folder import Row
+from rslm.token_file import TokenFile
+from rslm.train_config import TrainConfig
+
+
+class SkippedSteps:
+    """Counts them, and leaves each one's samples and token ids in the run folder.
+
+    `rslm.optim.optimizer_step` skips; the rows of the metrics tell. The counts belong to the
+    run's state, so that a resumed run ends where an unbroken one does.
+
+    Args:
+        config: the run.
+        train_file: what its batches are read from.
+        record: what `record` gave when the run was saved; None for a new run.
+
+    Attributes:
+        n_skipped: steps skipped in the whole run.
+        n_in_a_row: those since the last update.
+
+    Raises:
+        FormatError: the record is not one.
+    """
+
+    def __init__(self, config: TrainConfig, train_file: TokenFile, record: Any = None) -> None:
+        self._config, self._train_file = config, train_file
+        self.n_skipped = self.n_in_a_row = 0
+        if record is not None:
+            self.n_skipped, self.n_in_a_row = _counts(record)
+
+    def record(self) -> dict[str, int]:
+        """The counts, for the run's state."""
+        return {"n_skipped": self.n_skipped, "n_in_a_row": self.n_in_a_row}
+
+    def check(self, row: Row) -> str | None:
+        """A sentence about the step of a row of the metrics, if it was skipped.
+
+        Raises:
+            FloatingPointError: more steps in a row were skipped than the options allow, or
+                the loss is not finite though its gradients are.
+        """
+        if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
+            self.n_in_a_row = 0
+            return None
+        self.n_skipped += 1
+        self.n_in_a_row += 1
+        path = self._write_batch(row)
+        message = (
+            f"step {row['step']}: loss {row['loss']}, grad_norm {row['grad_norm']}, learning_rate "
+            f"{row['learning_rate']:.3g}; the samples and token ids of its batch are in {path}"
+        )
+        was_skipped = not math.isfinite(row["grad_norm"])
+        if not was_skipped or self.n_in_a_row > self._config.optimizer.max_skipped_steps:
+            raise FloatingPointError(message)
+        return f"skipped an update ({self.n_skipped} so far): {message}"
+
+    def _write_batch(self, row: Row) -> Path:
+        config, step = self._config, row["step"] - 1
+        length, size = config.model.context_length, config.batch_size
+        n_samples = count_samples(len(self._train_file), length)
+        indices = sample_indices(n_samples, config.seed, step * size, size)
+        windows = read_windows(self._train_file, indices, length)
+        batch = {"samples": indices.tolist(), "token_ids": windows.tolist()}
+        report = {key: repr(value) for key, value in row.items()} | batch
+        path = config.out / f"nonfinite_step_{row['step']:08d}.json"
+        write_atomically(path, json.dumps(report).encode())
+        return path
+
+
+def _counts(record: Any) -> list[int]:
+    keys = ("n_skipped", "n_in_a_row")
+    counts: list[Any] = [record.get(k) for k in keys] if isinstance(record, dict) else [None]
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise FormatError(f"skipped must hold the counts of skipped steps, got {record!r}")
+    return counts
