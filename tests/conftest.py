@@ -32,7 +32,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Under pytest every call of these modules checks its tensors' shapes and dtypes against the
 # signature. It must run before anything imports them.
 install_import_hook(
-    ["rslm.model", "rslm.attention", "rslm.losses", "rslm.optim", "rslm.muon"], "beartype.beartype"
+    [
+        *["rslm.model", "rslm.layers", "rslm.attention", "rslm.losses"],
+        *["rslm.optim", "rslm.muon"],
+    ],
+    "beartype.beartype",
 )
 
 # `fast` draws the same examples each time, so that a run that passed passes again; `slow` looks

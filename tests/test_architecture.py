@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from rslm.architecture import (
@@ -8,6 +10,7 @@ from rslm.architecture import (
     n_body_parameters,
     n_non_embedding_parameters,
     n_parameters,
+    n_parameters_by_group,
     train_flops_per_token,
 )
 
@@ -99,7 +102,7 @@ def test_default_d_ff_is_nearest_multiple_of_64(d_model: int, d_ff: int):
 
 def test_config_resolves_what_is_left_open():
     sizes = TransformerConfig(d_model=64, n_heads=4)
-    assert (sizes.d_head, sizes.resolved_d_ff) == (16, 192)
+    assert (sizes.resolved_d_head, sizes.resolved_d_ff) == (16, 192)
     assert TransformerConfig(d_ff=100).resolved_d_ff == 100
     with pytest.raises(ValueError, match="vocab_size must be set"):
         n_parameters(sizes)
@@ -120,3 +123,82 @@ def test_config_resolves_what_is_left_open():
 def test_config_refuses_impossible_sizes(options: dict[str, int], message: str):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_kv_heads": 3}, "n_kv_heads must divide n_heads 16, got 3"),
+        ({"d_head": 0}, "d_head must be at least 1, got 0"),
+        ({"d_head": 7}, "d_head must be a multiple of 2"),
+        ({"d_head": 6, "position_encoding": "half-rope"}, "d_head must be a multiple of 4"),
+        ({"d_model": 30, "position_encoding": "none"}, "d_model must be a multiple of n_heads"),
+        ({"window_pattern": "SXL"}, "window_pattern must be letters S and L, got 'SXL'"),
+        ({"window_pattern": ""}, "window_pattern must be letters S and L, got ''"),
+        ({"window_size": 8}, "window_size needs a window_pattern"),
+        ({"window_size": 0, "window_pattern": "S"}, "window_size must be at least 1, got 0"),
+        ({"softcap": 0.0}, r"softcap must be positive, got 0\.0"),
+        ({"softcap_form": "sqrt"}, "softcap_form needs a softcap"),
+        ({"norm": "none", "norm_position": "post"}, "norm_position needs norms"),
+        ({"norm": "none", "embedding_norm": True}, "embedding_norm needs norms"),
+        ({"tied_head": True, "zero_init_head": True}, "zero_init_head needs a head of its own"),
+        ({"z_loss": -1.0}, r"z_loss must be at least 0 and finite, got -1\.0"),
+        ({"attention_scale": float("nan")}, "attention_scale must be positive, got nan"),
+        ({"base_d_model": 64}, "base_d_model needs a parametrisation"),
+        ({"base_n_layers": 2, "parametrisation": "mup"}, "base_n_layers needs the param"),
+    ],
+)
+def test_config_refuses_switches_that_nothing_would_read(options: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**options)
+
+
+def test_ungated_feed_forward_has_as_many_parameters_as_the_gated_one():
+    gated, ungated = (
+        replace(config(100, 768, 2, 12, d_ff=d_ff), ffn=ffn)
+        for d_ff, ffn in ((2048, "swiglu"), (None, "silu"))
+    )
+    assert ungated.resolved_d_ff == 4 * 768
+    assert n_parameters(gated) == n_parameters(ungated)
+
+
+def test_counts_with_switches_equal_their_formulas():
+    length, base = 1024, replace(XL, context_length=1024)
+    parts = forward_flops_by_part(base, length)
+    # 5 of 25 heads of keys and values: their projections shrink to a fifth.
+    grouped = forward_flops_by_part(replace(base, n_kv_heads=5), length)
+    assert grouped["projections"] == parts["projections"] * 3 // 5
+    assert n_parameters(base) - n_parameters(replace(base, n_kv_heads=5)) == (
+        48 * 2 * 1600 * (1600 - 320)
+    )
+    # SSSL over 48 layers: 36 see 256 of 1024 tokens.
+    windowed = forward_flops_by_part(replace(base, window_pattern="SSSL"), length)
+    assert windowed["attention"] == parts["attention"] * (12 + 36 / 4) / 48
+    assert {k: v for k, v in windowed.items() if k != "attention"} == {
+        k: v for k, v in parts.items() if k != "attention"
+    }
+    # Shorter than the window, every layer sees everything.
+    assert forward_flops(replace(base, window_pattern="SSSL"), 200) == forward_flops(base, 200)
+    tied = replace(base, tied_head=True)
+    assert n_parameters(base) - n_parameters(tied) == 50257 * 1600
+    assert forward_flops(tied, length) == forward_flops(base, length)
+    assert n_non_embedding_parameters(tied) == n_non_embedding_parameters(base)
+
+
+def test_parameters_by_group_of_the_golden_model():
+    assert n_parameters_by_group(XL) == {
+        "embedding": 50257 * 1600,
+        "value_embeddings": 0,
+        "attention": 48 * 4 * 1600**2,
+        "feed_forward": 48 * 3 * 1600 * 4288,
+        "norms": 48 * 2 * 1600 + 1600,
+        "scalars": 0,
+        "head": 50257 * 1600,
+    }
+
+
+def test_value_embeddings_are_in_every_other_layer_and_the_last():
+    sizes = config(10, 64, 4, 4)
+    assert replace(sizes, value_embeddings=True).value_embedding_layers == (1, 3)
+    assert replace(sizes, value_embeddings=True, n_layers=5).value_embedding_layers == (0, 2, 4)
+    assert sizes.value_embedding_layers == ()

@@ -102,3 +102,34 @@ def test_attention_refuses_what_it_cannot_mean():
     q, k, v = random_qkv(4, 3)
     with pytest.raises(ValueError, match="got 4 queries and 3 keys"):
         attention(q, k, v, causal=True)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reference", "torch"])
+@pytest.mark.parametrize("window", [1, 2, 5, 9, 100])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (4, 9), (9, 9), (33, 33)])
+def test_window_lets_a_query_see_that_many_keys(
+    implementation: str, window: int, queries: int, keys: int
+):
+    q, k, v = (x.requires_grad_() for x in random_qkv(queries, keys))
+    options = {"causal": True, "implementation": implementation}
+    output = attention(q, k, v, window=window, scale=0.3, **options)
+    rows = []
+    for i in range(queries):
+        last = i + keys - queries + 1
+        seen = slice(max(0, last - window), last)
+        weights = (0.3 * q[..., i : i + 1, :] @ k[..., seen, :].mT).softmax(-1)
+        rows.append(weights @ v[..., seen, :])
+    expected = torch.cat(rows, dim=-2)
+    torch.testing.assert_close(output, expected)
+    mixed = torch.randn_like(output)
+    torch.testing.assert_close(
+        torch.autograd.grad((output * mixed).sum(), (q, k, v)),
+        torch.autograd.grad((expected * mixed).sum(), (q, k, v)),
+    )
+
+
+@pytest.mark.parametrize("window", [0, -1, None])
+def test_attention_refuses_windows_that_mean_nothing(window: int | None):
+    q, k, v = random_qkv(3, 3)
+    with pytest.raises(ValueError, match="window must be at least 1, and causal True"):
+        attention(q, k, v, causal=window is not None, window=3 if window is None else window)

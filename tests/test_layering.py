@@ -25,14 +25,17 @@ LAYERS = [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
         *["architecture", "config", "reference", "group_rules", "schedules"],
     ],
-    ["corpus", "optim", "muon", "data.*", "run_folder", "train_config", "terminal"],
     [
-        *["tokenizer", "attention", "losses", "batches", "checkpoint", "run_log"],
-        "optimizer_setup",
+        *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
+        *["train_config", "terminal"],
+    ],
+    [
+        *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
+        *["checkpoint", "run_log", "optimizer_setup"],
     ],
     ["model", "text_run", "nonfinite"],
     ["infer.*"],
-    ["evaluate.*"],
+    ["evaluate.*", "coord_check"],
     ["train"],
     ["cli", "commands.*", "demo"],
 ]
@@ -43,9 +46,9 @@ LAZY = ["cli", "commands.*", "demo"]
 # These run where torch is not installed.
 TORCH_FREE = [
     *["errors", "files", "process", "progress", "token_file_format", "_rslm"],
-    *["token_file", "token_file_writer", "permutation", "architecture", "config"],
-    *["group_rules", "schedules"],
-    *["reference", "corpus", "tokenizer", "data.*", "train_config", "terminal", "text_run"],
+    *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
+    *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
+    *["train_config", "terminal", "text_run"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from rslm.losses import cross_entropy, perplexity, token_losses
+from rslm.losses import cross_entropy, perplexity, token_losses, training_loss
 
 
 def random_batch(*shape: int, dtype: torch.dtype = torch.float64):
@@ -84,3 +84,27 @@ def test_backward_twice_gives_the_same_gradient():
 def test_perplexity():
     assert perplexity(math.log(50257)) == pytest.approx(50257)
     assert perplexity(1e4) == math.inf
+
+
+def test_training_loss_without_z_loss_is_the_cross_entropy_itself():
+    logits, targets = random_batch(3, 4)
+    minimised, loss = training_loss(logits, targets)
+    assert minimised is loss
+    assert torch.equal(loss, cross_entropy(logits, targets))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_z_loss_and_its_gradient_equal_torch_s_logsumexp(dtype: torch.dtype):
+    logits, targets = random_batch(3, 4, dtype=dtype)
+    logits.requires_grad_()
+    minimised, loss = training_loss(logits, targets, z_loss=0.1)
+    wide = logits.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    expected = functional.cross_entropy(wide.flatten(0, 1), targets.flatten())
+    expected_sum = expected + 0.1 * torch.logsumexp(wide, -1).square().mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(minimised, expected_sum)
+    assert minimised > loss + 0.01
+    minimised.backward()
+    expected_sum.backward()
+    tolerance = {} if dtype == torch.float64 else {"rtol": 2**-7, "atol": 2**-10}
+    torch.testing.assert_close(logits.grad.to(wide.dtype), wide.grad, **tolerance)

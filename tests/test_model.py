@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from rslm.architecture import TransformerConfig, forward_flops, n_parameters
+from rslm.layers import _turn_pairs
 from rslm.losses import cross_entropy
 from rslm.model import (
     CausalSelfAttention,
@@ -19,7 +20,6 @@ from rslm.model import (
     SwiGLU,
     Transformer,
     TransformerBlock,
-    _turn_pairs,
     silu,
 )
 
@@ -294,7 +294,8 @@ def test_parts_work_alone():
     # Without positions a query's keys may be permuted as long as it is last.
     mixed = torch.cat((x[:, :-1].flip(1), x[:, -1:]), dim=1)
     torch.testing.assert_close(plain(x)[:, -1], plain(mixed)[:, -1])
-    block = TransformerBlock(12, 3, 20, rotary_embedding=RotaryEmbedding(4, 8))
+    sizes = TransformerConfig(d_model=12, n_heads=3, d_ff=20)
+    block = TransformerBlock(sizes, rotary_embedding=RotaryEmbedding(4, 8))
     expected = x + block.attn(block.ln1(x))
     torch.testing.assert_close(block(x), expected + block.ffn(block.ln2(expected)))
     with pytest.raises(ValueError, match="n_heads must divide d_model, got 5 and 12"):

@@ -44,9 +44,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def tiny_model() -> Transformer:
-    config = TransformerConfig(vocab_size=31, context_length=8, d_model=16, n_heads=2, n_layers=2)
-    return Transformer(config, generator=torch.Generator().manual_seed(0))
+SIZES = TransformerConfig(vocab_size=31, context_length=8, d_model=16, n_heads=2, n_layers=2)
+
+
+def tiny_model(sizes: TransformerConfig = SIZES) -> Transformer:
+    return Transformer(sizes, generator=torch.Generator().manual_seed(0))
 
 
 def names_of(model: torch.nn.Module, group: dict[str, Any]) -> list[str]:
@@ -85,7 +87,7 @@ def test_default_run_is_adamw_with_cosine_bit_for_bit(
 
 
 def test_default_optimizer_is_plain_adamw_of_two_groups() -> None:
-    optimizer = build_optimizer(tiny_model(), OptimizerConfig())
+    optimizer = build_optimizer(tiny_model(), OptimizerConfig(), SIZES)
     assert type(optimizer) is AdamW
     assert [set(group) for group in optimizer.param_groups] == [
         {"params", "weight_decay", "lr", "betas", "eps"}
@@ -94,7 +96,7 @@ def test_default_optimizer_is_plain_adamw_of_two_groups() -> None:
 
 def test_muon_takes_the_matrices_inside_and_adamw_the_rest() -> None:
     model = tiny_model()
-    optimizer = build_optimizer(model, MUON)
+    optimizer = build_optimizer(model, MUON, SIZES)
     muon, head, rest = optimizer.param_groups
     projections = [f"attn.{x}_proj" for x in ("q", "k", "v", "output")]
     inside = [*projections, "ffn.w1", "ffn.w2", "ffn.w3"]
@@ -122,7 +124,7 @@ def test_muon_options_reach_its_groups_and_no_other() -> None:
         renormalize=True,
     )
     config = OptimizerConfig(algorithm="muon", learning_rate=4e-3, muon=muon)
-    group, head, _ = build_optimizer(tiny_model(), config).param_groups
+    group, head, _ = build_optimizer(tiny_model(), config, SIZES).param_groups
     for name in (f for f in vars(muon) if f != "learning_rate"):
         assert group[name] == getattr(muon, name), name
     # Both rates follow one schedule: Muon's at its peak is 0.02 when AdamW's is 4e-3.
@@ -142,14 +144,14 @@ def test_groups_by_name_decide_everything() -> None:
         )
     )
     model = tiny_model()
-    groups = build_optimizer(model, config).param_groups
+    groups = build_optimizer(model, config, SIZES).param_groups
     assert [g["learning_rate_scale"] for g in groups] == [0.3, 0.1, 1.0, 1.0]
     assert [g["weight_decay"] for g in groups] == [0.001, 0.1, 0.0, 0.1]
     assert [g["betas"] for g in groups] == [(0.8, 0.95), *[(0.9, 0.95)] * 3]
     with pytest.raises(ValueError, match=r"layers\.0\.ln1\.weight is matched by 'ln' and 'layers'"):
-        build_optimizer(model, replace(config, groups=(*config.groups[:3], "layers:")))
+        build_optimizer(model, replace(config, groups=(*config.groups[:3], "layers:")), SIZES)
     with pytest.raises(ValueError, match=r"token_embeddings\.weight is matched by none"):
-        build_optimizer(model, replace(config, groups=("layers|ln|lm_head:",)))
+        build_optimizer(model, replace(config, groups=("layers|ln|lm_head:",)), SIZES)
 
 
 def test_recipe_of_track_3_can_be_written() -> None:
@@ -176,7 +178,7 @@ def test_recipe_of_track_3_can_be_written() -> None:
             polynomials="convergent",
         ),
     )
-    optimizer = build_optimizer(tiny_model(), config)
+    optimizer = build_optimizer(tiny_model(), config, SIZES)
     optimizer_step(optimizer, learning_rate=config.learning_rate, max_grad_norm=float("inf"))
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx([0.7, 0.004, 0.015, 0.025])
@@ -187,8 +189,8 @@ def test_groups_without_a_difference_train_as_the_default_does() -> None:
     plain, grouped = tiny_model(), tiny_model()
     groups = (r"_proj|ffn|lm_head:", r"embed|\bln: weight_decay=0")
     optimizers = [
-        build_optimizer(plain, OptimizerConfig()),
-        build_optimizer(grouped, OptimizerConfig(groups=groups)),
+        build_optimizer(plain, OptimizerConfig(), SIZES),
+        build_optimizer(grouped, OptimizerConfig(groups=groups), SIZES),
     ]
     for seed in range(3):
         for model, optimizer in zip((plain, grouped), optimizers, strict=True):
@@ -201,10 +203,10 @@ def test_groups_without_a_difference_train_as_the_default_does() -> None:
 def test_pair_behind_one_step_equals_two_optimizers(implementation: Any) -> None:
     pair, apart = tiny_model(), tiny_model()
     config = replace(EVERYTHING, implementation=implementation)
-    optimizer = build_optimizer(pair, config)
+    optimizer = build_optimizer(pair, config, SIZES)
     muon, head, rest = (
         {k: v for k, v in group.items() if k not in ("algorithm", "learning_rate_scale")}
-        for group in build_optimizer(apart, config).param_groups
+        for group in build_optimizer(apart, config, SIZES).param_groups
     )
     both = [Muon([muon]), AdamW([head, rest], implementation=implementation)]
     for seed in range(3):
@@ -224,14 +226,14 @@ def test_pair_behind_one_step_equals_two_optimizers(implementation: Any) -> None
 @pytest.mark.parametrize("config", [MUON, EVERYTHING])
 def test_state_saved_by_name_goes_on_bitwise(config: OptimizerConfig) -> None:
     model = tiny_model()
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, SIZES)
     file = io.BytesIO()
     for seed in range(5):
         if seed == 2:
             save_checkpoint(model, optimizer, seed, file)
         step_once(model, optimizer, seed)
     resumed = tiny_model()
-    again = build_optimizer(resumed, config)
+    again = build_optimizer(resumed, config, SIZES)
     file.seek(0)
     assert load_checkpoint(file, resumed, again) == 2
     for seed in range(2, 5):
@@ -372,3 +374,37 @@ def test_muon_adamw_refuses_unknown_algorithms_and_options() -> None:
         MuonAdamW([{"params": [parameter], "algorithm": "adamw", "momentum": 0.9}])
     with pytest.raises(ValueError, match="Muon takes matrices only"):
         MuonAdamW([{"params": [Parameter(torch.zeros(2))], "algorithm": "muon"}])
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_parametrisation_scales_adamw_s_groups_and_leaves_muon_s(algorithm: Any) -> None:
+    sizes = replace(SIZES, parametrisation="completep", base_d_model=4, base_n_layers=1)
+    model = tiny_model(sizes)
+    config = replace(MUON, algorithm=algorithm, weight_decay=0.1)
+    groups = build_optimizer(model, config, sizes).param_groups
+    found = {
+        name: (group.get("learning_rate_scale", 1.0), group["weight_decay"], group.get("eps"))
+        for group in groups
+        for name in names_of(model, group)
+    }
+    assert sorted(found) == sorted(name for name, _ in model.named_parameters())
+    # Width 4 and depth 2 times the base's.
+    hidden = (1.0, 0.1, None) if algorithm == "muon" else (0.25, 0.4, 1e-8 / 8)
+    assert found["layers.1.ffn.w2.weight"] == pytest.approx(hidden)
+    assert found["layers.1.ln2.weight"] == pytest.approx((1.0, 0.0, 1e-8 / 8))
+    assert found["lm_head.weight"] == pytest.approx((1.0, 0.1, 1e-8 / 4))
+    assert found["token_embeddings.weight"] == pytest.approx((1.0, 0.0, 1e-8 / 4))
+
+
+def test_muon_leaves_embeddings_scalars_and_biases_to_adamw() -> None:
+    switches: dict[str, Any] = {"tied_head": True, "value_embeddings": True, "biases": True}
+    sizes = replace(SIZES, residual_scalars=True, x0_scalars=True, qk_norm="rms-gain", **switches)
+    model = tiny_model(sizes)
+    muon, rest = build_optimizer(model, MUON, sizes).param_groups
+    for name in names_of(model, muon):
+        assert name.startswith("layers."), name
+        assert model.get_parameter(name).ndim == 2, name
+    found = names_of(model, rest)
+    assert {"token_embeddings.weight", "value_embeddings.1.weight", "x0_scalars"} < set(found)
+    assert rest["weight_decay"] == 0.0
+    assert len(found) + len(muon["params"]) == len(list(model.parameters()))

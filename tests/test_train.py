@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from rslm import checkpoint
 from rslm import train as loop
 from rslm.batches import read_windows, sample_batch
 from rslm.config import read_config, to_toml
 from rslm.errors import FormatError
 from rslm.evaluate.loss import evaluate_loss
 from rslm.infer.load import choose_device, load_run
+from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
 from rslm.run_folder import read_metrics
 from rslm.run_log import CLOCK_KEYS
 from rslm.token_file import TokenFile
-from rslm.train import accumulate_gradients, build_model, scheduled_learning_rate, train
+from rslm.train import accumulate_gradients, build_model, train
 from rslm.train_config import OptimizerConfig, TrainConfig
 
 CPU = torch.device("cpu")
@@ -326,3 +328,38 @@ def test_existing_run_is_refused(tiny_config: MakeConfig) -> None:
     with pytest.raises(FileExistsError, match="already exists"):
         train(config)
     assert rows_of(config) == before
+
+
+def test_z_loss_is_trained_on_and_not_reported(
+    tiny_config: MakeConfig, token_files: tuple[Path, Path]
+):
+    config = tiny_config()
+    windows = sample_batch(
+        TokenFile.open(token_files[0]), seed=0, step=0, batch_size=4, context_length=16
+    )
+    config = replace(config, model=replace(config.model, vocab_size=257))
+    plain, with_z_loss = (build_model(config, CPU) for _ in range(2))
+    loss = accumulate_gradients(plain, windows, 2, CPU, None)
+    assert accumulate_gradients(with_z_loss, windows, 2, CPU, None, z_loss=0.5).item() == loss
+    head, head_with_z_loss = plain.lm_head.weight.grad, with_z_loss.lm_head.weight.grad
+    assert (head - head_with_z_loss).norm() > 0.1 * head.norm()
+
+
+def test_recomputed_blocks_train_to_the_same_bytes(tiny_config: MakeConfig, tmp_path: Path):
+    weights = []
+    for n_blocks in (None, 1):
+        config = tiny_config(out=tmp_path / f"run-{n_blocks}", recompute_blocks=n_blocks)
+        train(config)
+        weights.append(checkpoint.weights_path(config.out).read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_a_run_in_another_parametrisation_scales_its_groups(tiny_config: MakeConfig):
+    config = tiny_config()
+    sizes = replace(config.model, vocab_size=257, parametrisation="completep", base_d_model=8)
+    model = build_model(replace(config, model=sizes), CPU)
+    optimizer = build_optimizer(model, config.optimizer, sizes)
+    scales = {group["learning_rate_scale"] for group in optimizer.param_groups}
+    assert scales == {0.5, 1.0}
+    n_members = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert n_members == len(list(model.parameters()))

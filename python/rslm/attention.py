@@ -34,6 +34,8 @@ def scaled_dot_product_attention(
     k: Float[Tensor, "... keys d_head"],
     v: Float[Tensor, "... keys d_value"],
     mask: Bool[Tensor, "... queries keys"] | None = None,
+    *,
+    scale: float | None = None,
 ) -> Float[Tensor, "... queries d_value"]:
     """Values averaged with weights softmax(q kᵀ / sqrt(d_head)), as the formula is written.
 
@@ -43,10 +45,11 @@ def scaled_dot_product_attention(
         v: values.
         mask: True where the query may attend to the key; None lets every query attend to
             every key. A query that may attend to nothing gets zeros.
+        scale: stands in place of 1/sqrt(d_head).
 
     Source: Vaswani et al. 2017, Attention Is All You Need, equation 1 (arXiv:1706.03762).
     """
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is None:
         return softmax(scores, dim=-1) @ v
     weights = softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
@@ -60,17 +63,25 @@ def attention(
     v: Float[Tensor, "... keys d_head"],
     *,
     causal: bool,
+    window: int | None = None,
+    scale: float | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "... queries d_head"]:
-    """Softmax attention, scaled by 1/sqrt(d_head).
+    """Softmax attention, scaled by 1/sqrt(d_head) or by `scale`.
 
     Statistics are accumulated in float32 whatever the input dtype; the result has the
     dtype of `q`. With `causal`, query i sees keys 0..i + (keys - queries), so a single
-    query against a cache sees every key. Extra memory: O(queries * keys) for "reference",
-    O(queries) for "torch" where PyTorch has a fused kernel. "auto" takes "torch".
+    query against a cache sees every key; with `window` it sees the last `window` of those,
+    its own among them. Extra memory: O(queries * keys) for "reference",
+    O(queries) for "torch" where PyTorch has a fused kernel (with a window, a mask of
+    booleans on top). "auto" takes "torch".
 
     Raises:
-        ValueError: `implementation` is unknown, or `causal` with more queries than keys.
+        ValueError: `implementation` is unknown, `causal` with more queries than keys, or a
+            `window` below 1 or without `causal`.
+
+    Source of the window: Child et al. 2019, section 4.2 (arXiv:1904.10509); Beltagy et al.
+    2020, Longformer, section 3.1 (arXiv:2004.05150).
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     if causal and n_queries > n_keys:
@@ -78,34 +89,42 @@ def attention(
             "causal attention needs at least as many keys as queries, "
             f"got {n_queries} queries and {n_keys} keys"
         )
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"window must be at least 1, and causal True, got {window} and {causal}")
     if implementation == "reference":
-        mask = _causal_mask(n_queries, n_keys, q.device) if causal else None
-        return scaled_dot_product_attention(q, k, v, mask)
+        mask = _causal_mask(n_queries, n_keys, q.device, window) if causal else None
+        return scaled_dot_product_attention(q, k, v, mask, scale=scale)
     if implementation in ("auto", "torch"):
-        return _torch_attention(q, k, v, causal=causal)
+        return _torch_attention(q, k, v, causal=causal, window=window, scale=scale)
     raise ValueError(
         f'implementation must be "auto", "reference" or "torch", got {implementation!r}'
     )
 
 
-def _torch_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+def _torch_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None, scale: float | None
+) -> Tensor:
     """PyTorch's fused attention, with our meaning of causal for keys > queries."""
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     # PyTorch aligns its causal mask at the top left: query i sees keys 0..i however many
     # keys there are, so only the square case may use it. One query sees every key.
-    square = n_queries == n_keys
+    is_cut = window is not None and window < n_keys
+    plain = causal and n_queries == n_keys and not is_cut
     mask = None
-    if causal and not square and n_queries > 1:
-        mask = _causal_mask(n_queries, n_keys, q.device)
+    if causal and not plain and (n_queries > 1 or is_cut):
+        mask = _causal_mask(n_queries, n_keys, q.device, window)
     fused = torch.nn.functional.scaled_dot_product_attention
     if q.device.type == "cpu" and q.dtype.itemsize == 2 and n_keys < _CPU_HALF_KEYS:
         with torch.autocast("cpu", enabled=False):
             wide = (q.float(), k.float(), v.float())
-            return fused(*wide, attn_mask=mask, is_causal=causal and square).to(q.dtype)
-    return fused(q, k, v, attn_mask=mask, is_causal=causal and square)
+            return fused(*wide, attn_mask=mask, is_causal=plain, scale=scale).to(q.dtype)
+    return fused(q, k, v, attn_mask=mask, is_causal=plain, scale=scale)
 
 
-def _causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """True where query i may see key j: j <= i + (keys - queries)."""
+def _causal_mask(
+    n_queries: int, n_keys: int, device: torch.device, window: int | None = None
+) -> Tensor:
+    """True where query i may see key j: 0 <= i + (keys - queries) - j < window."""
     everything = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device)
-    return everything.tril(n_keys - n_queries)
+    seen = everything.tril(n_keys - n_queries)
+    return seen if window is None else seen.triu(n_keys - n_queries - window + 1)

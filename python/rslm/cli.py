@@ -55,6 +55,7 @@ COMMANDS = {
     "data download": Command("commands.data", "fetch a corpus as text files"),
     "train": Command("commands.train", "train a Transformer", reads_config=True),
     "sample": Command("commands.sample", "continue a prompt with a trained model"),
+    "coord-check": Command("commands.coord_check", "sizes of activations as a model grows"),
 }
 
 

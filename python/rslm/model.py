@@ -1,10 +1,11 @@
-"""The Transformer language model, from parameters and tensor operations.
+"""The Transformer language model, from parts and tensor operations.
 
-Each part can be used alone. Matrices have no biases. Names of parameters
-(`token_embeddings.weight`, `layers.{i}.attn.{q,k,v,output}_proj.weight`,
+Names of parameters (`token_embeddings.weight`, `layers.{i}.attn.{q,k,v,output}_proj.weight`,
 `layers.{i}.ln1.weight`, `layers.{i}.ln2.weight`, `layers.{i}.ffn.{w1,w2,w3}.weight`,
-`ln_final.weight`, `lm_head.weight`) are a public format: checkpoints, exports and
-optimizer groups key on them.
+`ln_final.weight`, `lm_head.weight`) are a public format: checkpoints, exports and optimizer
+groups key on them. `rslm.architecture.parameter_shapes` lists those that switches add:
+`*.bias` beside a weight, `layers.{i}.attn.{q,k}_norm.weight`, `layers.{i}.ln{1,2}_after.weight`,
+`ln_embedding.weight`, `value_embeddings.{i}.weight`, `residual_scalars`, `x0_scalars`.
 
 Every module takes `generator` (drawn from in the order of construction, so that one seed
 fixes all weights whatever the device), `device` and `dtype`.
@@ -16,207 +17,60 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Module, ModuleList, Parameter
+from torch.nn import Identity, Module, ModuleDict, ModuleList, Parameter
+from torch.utils.checkpoint import checkpoint
 
-from rslm.architecture import TransformerConfig
+from rslm import parametrisation
+from rslm.architecture import QKNorm, TransformerConfig, has_final_norm
 from rslm.attention import Implementation, attention
+from rslm.kv_cache import KeyValueCache, LayerCache
+from rslm.layers import (
+    Embedding,
+    FeedForward,
+    Linear,
+    RMSNorm,
+    RotaryEmbedding,
+    SwiGLU,
+    silu,
+    softcap,
+)
 
-
-def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """x · sigmoid(x), elementwise.
-
-    Source: Elfwing et al. 2017 (arXiv:1702.03118), where it is SiL; also called Swish.
-    """
-    return x * torch.sigmoid(x)
-
-
-class Linear(Module):
-    """y = x Wᵀ with W of shape (d_out, d_in), from N(0, 2/(d_in + d_out)) cut at 3σ.
-
-    Source of the variance: Glorot & Bengio 2010, equation 12.
-    """
-
-    def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        std = (2 / (d_in + d_out)) ** 0.5
-        self.weight = _normal_parameter((d_out, d_in), std, generator, device, dtype)
-
-    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """The product, over all leading dimensions at once."""
-        return x @ self.weight.T
-
-
-class Embedding(Module):
-    """A row of W, of shape (vocab_size, d_model) from N(0, 1) cut at 3σ, for each id."""
-
-    def __init__(
-        self,
-        vocab_size: int,
-        d_model: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight = _normal_parameter((vocab_size, d_model), 1.0, generator, device, dtype)
-
-    def forward(self, token_ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
-        """The rows that `token_ids` name."""
-        # index_select's backward pass (index_add) is five times as fast on a CPU as that
-        # of weight[token_ids] (index_put with accumulation).
-        rows = self.weight.index_select(0, token_ids.flatten())
-        return rows.view(*token_ids.shape, -1)
-
-
-class RMSNorm(Module):
-    """x over its root mean square, times a gain of shape (d_model,) that starts at 1.
-
-    Computed in float32 (float64 stays) and returned in the dtype of `x`.
-
-    Source: Zhang & Sennrich 2019, equation 4 (arXiv:1910.07467); ε under the root as in
-    LLaMA.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        epsilon: float = 1e-5,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.epsilon = epsilon
-        self.weight = Parameter(torch.ones(d_model, device=device, dtype=dtype))
-
-    def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Each vector along the last dimension, normalised by itself."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return (wide * inverse_rms * self.weight).to(x.dtype)
-
-
-class RotaryEmbedding(Module):
-    """Turns each pair (x[2k], x[2k+1]) by the angle position · theta^(-2k/d_head).
-
-    (a, b) becomes (a cos - b sin, a sin + b cos), so the product of a rotated query and a
-    rotated key depends on their distance alone. The tables of cosines and sines, of shape
-    (context_length, d_head / 2), are float32 whatever the model's dtype, and are not
-    saved. Hugging Face's Llama pairs dimension j with j + d_head/2 instead.
-
-    Source: Su et al. 2021, RoFormer, equation 34 (arXiv:2104.09864).
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(
-        self,
-        d_head: int,
-        context_length: int,
-        *,
-        theta: float = 10_000.0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__()
-        if d_head % 2:
-            raise ValueError(f"d_head must be even (its dimensions turn in pairs), got {d_head}")
-        self.d_head, self.context_length, self.theta = d_head, context_length, theta
-        self._make_tables(
-            torch.device(device) if device is not None else torch.get_default_device()
-        )
-
-    def forward(
-        self,
-        x: Float[Tensor, "... sequence d_head"],
-        token_positions: Int[Tensor, "... sequence"] | None = None,
-    ) -> Float[Tensor, "... sequence d_head"]:
-        """`x` turned, in its own dtype; positions are 0, 1, ... where none are given.
-
-        Args:
-            x: queries or keys.
-            token_positions: position of each vector, below `context_length`; leading
-                dimensions broadcast against those of `x`.
-        """
-        if token_positions is None:
-            cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
-        else:
-            cos, sin = self.cos[token_positions], self.sin[token_positions]
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        # The eager CPU multiplies complex numbers four times as fast as it builds the pairs;
-        # the compiler fuses the pairs and has no complex numbers. Equal to the last bit.
-        by_pairs = torch.compiler.is_compiling() or not _is_complex_viewable(wide)
-        turned = (_turn_pairs if by_pairs else _turn_complex)(wide, cos, sin)
-        return turned.to(x.dtype)
-
-    def _make_tables(self, device: torch.device) -> None:
-        """Angles in float64, as float32 loses digits at long positions; not all devices can."""
-        exponents = torch.arange(0, self.d_head, 2, dtype=torch.float64, device="cpu")
-        positions = torch.arange(self.context_length, dtype=torch.float64, device="cpu")
-        angles = torch.outer(positions, self.theta ** (-exponents / self.d_head))
-        self.register_buffer("cos", angles.cos().float().to(device), persistent=False)
-        self.register_buffer("sin", angles.sin().float().to(device), persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
-        """Module.to and its kin: follow the device, but make the tables anew.
-
-        Moving them would round them to the model's dtype, and `to_empty` would leave
-        them without values.
-        """
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._make_tables(self.cos.device)
-        return self
-
-
-class SwiGLU(Module):
-    """W2(SiLU(W1 x) ⊙ W3 x).
-
-    Source: Shazeer 2020, GLU Variants Improve Transformer, equation 6 (arXiv:2002.05202).
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        d_ff: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        options: Any = {"generator": generator, "device": device, "dtype": dtype}
-        self.w1 = Linear(d_model, d_ff, **options)
-        self.w2 = Linear(d_ff, d_model, **options)
-        self.w3 = Linear(d_model, d_ff, **options)
-
-    def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The gated product, projected back."""
-        gated: Tensor = silu(self.w1(x)) * self.w3(x)
-        output: Tensor = self.w2(gated)
-        return output
+__all__ = [
+    "CausalSelfAttention",
+    "Embedding",
+    "FeedForward",
+    "Linear",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "SwiGLU",
+    "Transformer",
+    "TransformerBlock",
+    "silu",
+]
 
 
 class CausalSelfAttention(Module):
     """Multi-head attention in which a position sees itself and what came before.
 
-    Heads are contiguous slices of the projections' outputs.
+    Heads are contiguous slices of the projections' outputs; n_heads / n_kv_heads heads of
+    queries in a row share one of keys and values.
 
     Args:
         d_model: width of input and output.
-        n_heads: number of heads; divides d_model.
+        n_heads: number of heads; divides d_model, unless `d_head` is given.
+        n_kv_heads: heads of keys and values; None stands for n_heads.
+        d_head: width of one head; None stands for d_model / n_heads.
+        window: tokens that a query sees, itself among them; None lets it see all before it.
+        scale: factor of the scores; None stands for 1/sqrt(d_head).
+        qk_norm: norm of queries and keys, head by head, before they are turned.
+        bias: biases in all four projections.
+        output_std: spread of the output projection's initial weights, see `Linear`.
         rotary_embedding: turns queries and keys; None leaves them without positions.
         implementation: how the attention is computed, see `rslm.attention.attention`.
 
-    Source: Vaswani et al. 2017, section 3.2.2 (arXiv:1706.03762).
+    Source: Vaswani et al. 2017, section 3.2.2 (arXiv:1706.03762); Ainslie et al. 2023 for
+    shared heads (arXiv:2305.13245); Henry et al. 2020 for the norm (arXiv:2010.04245), here
+    RMS and without their learned scale.
     """
 
     def __init__(
@@ -224,6 +78,13 @@ class CausalSelfAttention(Module):
         d_model: int,
         n_heads: int,
         *,
+        n_kv_heads: int | None = None,
+        d_head: int | None = None,
+        window: int | None = None,
+        scale: float | None = None,
+        qk_norm: QKNorm = "none",
+        bias: bool = False,
+        output_std: float | None = None,
         rotary_embedding: RotaryEmbedding | None = None,
         implementation: Implementation = "auto",
         generator: torch.Generator | None = None,
@@ -231,49 +92,100 @@ class CausalSelfAttention(Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if d_model % n_heads:
+        if d_head is None and d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model, got {n_heads} and {d_model}")
-        self.n_heads = n_heads
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads or n_heads
+        if n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads must divide n_heads, got {n_kv_heads} and {n_heads}")
+        self.window, self.scale = window, scale
         self.implementation: Implementation = implementation
         self.rotary_embedding = rotary_embedding
-        options: Any = {"generator": generator, "device": device, "dtype": dtype}
-        self.q_proj = Linear(d_model, d_model, **options)
-        self.k_proj = Linear(d_model, d_model, **options)
-        self.v_proj = Linear(d_model, d_model, **options)
-        self.output_proj = Linear(d_model, d_model, **options)
+        d_head = d_head or d_model // n_heads
+        d_q, d_kv = n_heads * d_head, self.n_kv_heads * d_head
+        placed: Any = {"device": device, "dtype": dtype}
+        options: Any = {"bias": bias, "generator": generator, **placed}
+        self.q_proj = Linear(d_model, d_q, **options)
+        self.k_proj = Linear(d_model, d_kv, **options)
+        self.v_proj = Linear(d_model, d_kv, **options)
+        self.output_proj = Linear(d_q, d_model, std=output_std, **options)
+        self.q_norm = self.k_norm = None
+        if qk_norm != "none":
+            self.q_norm = RMSNorm(d_head, gain=qk_norm == "rms-gain", **placed)
+            self.k_norm = RMSNorm(d_head, gain=qk_norm == "rms-gain", **placed)
 
     def forward(
         self,
         x: Float[Tensor, "... sequence d_model"],
         token_positions: Int[Tensor, "... sequence"] | None = None,
+        *,
+        value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
-        """The heads' outputs side by side, projected."""
-        q, k, v = (
-            projection(x).unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        """The heads' outputs side by side, projected.
+
+        Args:
+            x: the input.
+            token_positions: position of each vector, for the rotary embedding.
+            value_embedding: added to the values.
+            cache: keys and values of what came before, to which these are added.
+        """
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if value_embedding is not None:
+            v = v + value_embedding.to(v.dtype)
+        q = self._split(q, self.n_heads)
+        k, v = self._split(k, self.n_kv_heads), self._split(v, self.n_kv_heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary_embedding is not None:
             if token_positions is not None:
                 token_positions = token_positions.unsqueeze(-2)  # the same for every head
             q = self.rotary_embedding(q, token_positions)
             k = self.rotary_embedding(k, token_positions)
-        heads = attention(q, k, v, causal=True, implementation=self.implementation)
+        if cache is not None:
+            k, v = cache.append(k, v, window=self.window)
+        if self.n_kv_heads != self.n_heads:
+            n_sharing = self.n_heads // self.n_kv_heads
+            k, v = (heads.repeat_interleave(n_sharing, dim=-3) for heads in (k, v))
+        heads = attention(
+            q,
+            k,
+            v,
+            causal=True,
+            window=self.window,
+            scale=self.scale,
+            implementation=self.implementation,
+        )
         output: Tensor = self.output_proj(heads.transpose(-3, -2).flatten(-2))
         return output
 
+    @staticmethod
+    def _split(x: Tensor, n_heads: int) -> Tensor:
+        """(..., sequence, width) as (..., heads, sequence, d_head)."""
+        heads: Tensor = x.unflatten(-1, (n_heads, -1))
+        return heads.transpose(-3, -2)
+
 
 class TransformerBlock(Module):
-    """x + attn(ln1 x), then that + ffn(ln2 of it).
+    """x + attn(ln1 x), then that + ffn(ln2 of it), with the defaults of `config`.
 
-    Source of norms before the layers: Xiong et al. 2020, Figure 1b (arXiv:2002.04745).
+    With norms "post" it is ln1(x + attn(x)), then ln2(that + ffn(that)); with "peri" it is
+    x + ln1_after(attn(ln1 x)) and likewise. CompleteP multiplies what is added to x.
+
+    Args:
+        config: sizes and switches; those of the whole model are not read.
+        layer: which block it is, counted from 0; chooses its window.
+        rotary_embedding: turns queries and keys; None leaves them without positions.
+        implementation: how the attention is computed.
+
+    Source of norms before the layers: Xiong et al. 2020, Figure 1b (arXiv:2002.04745), after
+    the sums: Figure 1a; before and after the layers: Kim et al. 2025 (arXiv:2502.02732).
     """
 
     def __init__(
         self,
-        d_model: int,
-        n_heads: int,
-        d_ff: int,
+        config: TransformerConfig,
         *,
+        layer: int = 0,
         rotary_embedding: RotaryEmbedding | None = None,
         implementation: Implementation = "auto",
         generator: torch.Generator | None = None,
@@ -282,137 +194,256 @@ class TransformerBlock(Module):
     ) -> None:
         super().__init__()
         placed: Any = {"device": device, "dtype": dtype}
-        self.ln1 = RMSNorm(d_model, **placed)
+        options: Any = {
+            "bias": config.biases,
+            "output_std": 0.0 if config.zero_init_projections else None,
+            "generator": generator,
+            **placed,
+        }
+        d_model, d_ff = config.d_model, config.resolved_d_ff
+        own_scale = config.attention_scale is not None or config.parametrisation != "standard"
+        self.norm_position = config.norm_position
+        self.residual_multiplier = parametrisation.residual_multiplier(config)
+
+        def norm() -> Module:
+            return RMSNorm(d_model, **placed) if config.norm == "rms" else Identity()
+
+        is_peri = config.norm_position == "peri"
+        self.ln1 = norm()
         self.attn = CausalSelfAttention(
             d_model,
-            n_heads,
+            config.n_heads,
+            n_kv_heads=config.n_kv_heads,
+            d_head=config.d_head,
+            window=config.windows[layer],
+            scale=parametrisation.attention_scale(config) if own_scale else None,
+            qk_norm=config.qk_norm,
             rotary_embedding=rotary_embedding,
             implementation=implementation,
-            generator=generator,
-            **placed,
+            **options,
         )
-        self.ln2 = RMSNorm(d_model, **placed)
-        self.ffn = SwiGLU(d_model, d_ff, generator=generator, **placed)
+        self.ln1_after = norm() if is_peri else None
+        self.ln2 = norm()
+        self.ffn: Module
+        if config.ffn == "swiglu":
+            self.ffn = SwiGLU(d_model, d_ff, **options)
+        else:
+            self.ffn = FeedForward(d_model, d_ff, activation=config.ffn, **options)
+        self.ln2_after = norm() if is_peri else None
 
     def forward(
         self,
         x: Float[Tensor, "... sequence d_model"],
         token_positions: Int[Tensor, "... sequence"] | None = None,
+        *,
+        value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """The residual stream after this block."""
-        x = x + self.attn(self.ln1(x), token_positions)
-        x = x + self.ffn(self.ln2(x))
-        return x
+
+        def attend(x: Tensor) -> Tensor:
+            heads: Tensor = self.attn(
+                x, token_positions, value_embedding=value_embedding, cache=cache
+            )
+            return heads
+
+        x = self._add(x, attend, self.ln1, self.ln1_after)
+        return self._add(x, self.ffn, self.ln2, self.ln2_after)
+
+    def _add(
+        self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Module, after: Module | None
+    ) -> Tensor:
+        """`x` and what `branch` makes of it, with the norms where they belong."""
+        is_post = self.norm_position == "post"
+        added = branch(x if is_post else norm(x))
+        if after is not None:
+            added = after(added)
+        if self.residual_multiplier != 1:
+            added = self.residual_multiplier * added
+        total: Tensor = norm(x + added) if is_post else x + added
+        return total
 
 
 class Transformer(Module):
     """Token ids to logits: embedding, blocks, a last norm, an untied head.
 
-    With `torch.autocast` in bfloat16 the residual stream, norms and softmax statistics
-    stay float32 and matrix products (the logits' too) are bfloat16.
+    That is the default; every switch of `TransformerConfig` changes what its name says. With
+    `torch.autocast` in bfloat16 the residual stream, norms and softmax statistics stay float32
+    and matrix products (the logits' too) are bfloat16; softcapped logits are float32.
+
+    Args:
+        config: sizes and switches.
+        implementation: how the attention is computed.
+        recompute_blocks: in training, keep for the backward pass only what enters every
+            so many blocks, and compute the blocks again from there (Chen et al. 2016, section 4,
+            arXiv:1604.06174). The same numbers for a third more work; None keeps everything.
 
     Raises:
-        ValueError: `config.vocab_size` is None.
+        ValueError: `config.vocab_size` is None, or `recompute_blocks` is below 1.
 
     Source: Radford et al. 2019 (GPT-2) for the shape, Touvron et al. 2023, LLaMA, section
-    2.2 (arXiv:2302.13971) for norms, SwiGLU and rotary embedding.
+    2.2 (arXiv:2302.13971) for norms, SwiGLU and rotary embedding; Zhou et al. 2024
+    (arXiv:2410.17897) and modded-nanogpt (github.com/KellerJordan/modded-nanogpt) for value
+    embeddings and scalars.
     """
+
+    residual_scalars: Parameter | None
+    x0_scalars: Parameter | None
 
     def __init__(
         self,
         config: TransformerConfig,
         *,
         implementation: Implementation = "auto",
+        recompute_blocks: int | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
-        vocab_size, d_model = config.resolved_vocab_size, config.d_model
-        options: Any = {"generator": generator, "device": device, "dtype": dtype}
-        rotary_embedding = RotaryEmbedding(
-            config.d_head, config.context_length, theta=config.rope_theta, device=device
+        if recompute_blocks is not None and recompute_blocks < 1:
+            raise ValueError(f"recompute_blocks must be at least 1, got {recompute_blocks}")
+        self.config, self.recompute_blocks = config, recompute_blocks
+        self.output_multiplier = parametrisation.output_multiplier(config)
+        vocab_size, d_model, n_layers = config.resolved_vocab_size, config.d_model, config.n_layers
+        placed: Any = {"device": device, "dtype": dtype}
+        options: Any = {"generator": generator, **placed}
+
+        def scalars(value: float, *, wanted: bool) -> Parameter | None:
+            return Parameter(torch.full((n_layers,), value, **placed)) if wanted else None
+
+        self.register_parameter("residual_scalars", scalars(1.0, wanted=config.residual_scalars))
+        self.register_parameter("x0_scalars", scalars(0.0, wanted=config.x0_scalars))
+        rotary_embedding = _rotary_embedding(config, device)
+        self.token_embeddings = Embedding(
+            vocab_size, d_model, std=parametrisation.embedding_std(config), **options
         )
-        self.token_embeddings = Embedding(vocab_size, d_model, **options)
+        self.ln_embedding = RMSNorm(d_model, **placed) if config.embedding_norm else Identity()
         self.layers = ModuleList(
             TransformerBlock(
-                d_model,
-                config.n_heads,
-                config.resolved_d_ff,
+                config,
+                layer=layer,
                 rotary_embedding=rotary_embedding,
                 implementation=implementation,
                 **options,
             )
-            for _ in range(config.n_layers)
+            for layer in range(n_layers)
         )
-        self.ln_final = RMSNorm(d_model, device=device, dtype=dtype)
-        self.lm_head = Linear(d_model, vocab_size, **options)
+        self.ln_final = RMSNorm(d_model, **placed) if has_final_norm(config) else Identity()
+        head_std = 0.0 if config.zero_init_head else parametrisation.head_std(config)
+        self.lm_head = (
+            None if config.tied_head else Linear(d_model, vocab_size, std=head_std, **options)
+        )
+        # Last, so that with and without them the other weights of a seed are the same.
+        d_kv = config.resolved_n_kv_heads * config.resolved_d_head
+        self.value_embeddings = ModuleDict(
+            {
+                str(layer): Embedding(vocab_size, d_kv, std=0.0, **options)
+                for layer in config.value_embedding_layers
+            }
+        )
 
     def forward(
         self,
         token_ids: Int[Tensor, "... sequence"],
         token_positions: Int[Tensor, "... sequence"] | None = None,
+        *,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "... sequence vocab_size"]:
         """Logits of the token after each position; raises as `hidden_states` does."""
-        logits: Tensor = self.lm_head(self.hidden_states(token_ids, token_positions))
-        return logits
+        return self.logits(self.hidden_states(token_ids, token_positions, cache=cache))
+
+    def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab_size"]:
+        """What the head makes of `hidden_states`."""
+        if self.lm_head is None:
+            raw: Tensor = self.token_embeddings(hidden, as_head=True)
+        else:
+            raw = self.lm_head(hidden)
+        cap = self.config.softcap
+        return raw if cap is None else softcap(raw, cap, self.config.softcap_form)
 
     def hidden_states(
         self,
         token_ids: Int[Tensor, "... sequence"],
         token_positions: Int[Tensor, "... sequence"] | None = None,
+        *,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """What the head reads: the residual stream after the last norm.
 
+        Args:
+            token_ids: the tokens.
+            token_positions: their positions; where none are given they count from 0, and with
+                a cache from its length.
+            cache: what was read before; these tokens are added to it.
+
         Raises:
-            ValueError: the sequence is longer than `config.context_length`.
+            ValueError: the sequence, with what the cache holds, is longer than
+                `config.context_length`.
         """
-        if token_ids.shape[-1] > self.config.context_length:
+        n_read, length = 0 if cache is None else cache.length, token_ids.shape[-1]
+        if n_read + length > self.config.context_length:
             raise ValueError(
                 f"a sequence must hold at most {self.config.context_length} tokens "
-                f"(context_length), got {token_ids.shape[-1]}"
+                f"(context_length), got {n_read + length}"
             )
-        x = self.token_embeddings(token_ids)
-        for layer in self.layers:
-            x = layer(x, token_positions)
+        if cache is not None and token_positions is None:
+            token_positions = cache.next_positions(length, token_ids.device)
+        x = x0 = self.ln_embedding(self.token_embeddings(token_ids))
+        n_layers, n_kept = self.config.n_layers, self.recompute_blocks
+        if n_kept is None or cache is not None or not torch.is_grad_enabled():
+            x = self._blocks(x, x0, token_ids, token_positions, cache, 0, n_layers)
+        else:
+            for first in range(0, n_layers, n_kept):
+                last = min(first + n_kept, n_layers)
+                # There is no dropout, so no generator has to be put back.
+                x = checkpoint(
+                    self._blocks,
+                    *(x, x0, token_ids, token_positions, None, first, last),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
         hidden: Tensor = self.ln_final(x)
-        return hidden
+        return hidden if self.output_multiplier == 1 else self.output_multiplier * hidden
+
+    def _blocks(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        token_ids: Tensor,
+        token_positions: Tensor | None,
+        cache: KeyValueCache | None,
+        first: int,
+        last: int,
+    ) -> Tensor:
+        """The residual stream after blocks `first` to `last` (exclusive)."""
+        for i in range(first, last):
+            if self.residual_scalars is not None:
+                x = self.residual_scalars[i] * x
+            if self.x0_scalars is not None:
+                x = x + self.x0_scalars[i] * x0
+            value_embedding = None
+            if i in self.config.value_embedding_layers:
+                value_embedding = self.value_embeddings[str(i)](token_ids)
+            x = self.layers[i](
+                x,
+                token_positions,
+                value_embedding=value_embedding,
+                cache=None if cache is None else cache.layers[i],
+            )
+        return x
 
 
-def _is_complex_viewable(x: Tensor) -> bool:
-    """Whether each pair of `x` lies in memory as a complex number does."""
-    *strides, last = x.stride()
-    return last == 1 and not any(n % 2 for n in (*strides, x.storage_offset()))
-
-
-def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(a, b) to (a cos - b sin, a sin + b cos) for each pair along the last dimension."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
-
-
-def _turn_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same with the pair as the complex number a + ib, times cos + i sin."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
-
-
-def _normal_parameter(
-    shape: tuple[int, int],
-    std: float,
-    generator: torch.Generator | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> Parameter:
-    """A matrix from N(0, std²) cut at 3 std.
-
-    Drawn in float32 where the generator lives (else on the CPU) and then moved, so that a
-    seed gives the same weights on every device.
-    """
-    if device is not None and torch.device(device).type == "meta":
-        return Parameter(torch.empty(shape, device=device, dtype=dtype))
-    source = generator.device if generator is not None else "cpu"
-    weight = torch.empty(shape, device=source, dtype=torch.float32)
-    torch.nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std, generator=generator)
-    return Parameter(weight.to(device=device, dtype=dtype or torch.get_default_dtype()))
+def _rotary_embedding(
+    config: TransformerConfig, device: torch.device | str | None
+) -> RotaryEmbedding | None:
+    """The tables that all layers share; None where positions are not encoded."""
+    if config.position_encoding == "none":
+        return None
+    return RotaryEmbedding(
+        config.resolved_d_head,
+        config.context_length,
+        theta=config.rope_theta,
+        half=config.position_encoding == "half-rope",
+        device=device,
+    )

@@ -14,7 +14,7 @@ from rslm.group_rules import GroupRule, assign_groups
 
 AdamWImplementation = Literal["fused", "reference"]
 
-_NO_DECAY = re.compile(r"(^|\.)token_embeddings\.weight$")
+_NO_DECAY = re.compile(r"(^|\.)(token_embeddings|value_embeddings\.\d+)\.weight$")
 """Matrices that are not decayed; parameters with one dimension or none never are."""
 
 

@@ -7,6 +7,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from rslm.architecture import TransformerConfig
 from rslm.group_rules import GroupRule, parse_group_rule
 from rslm.muon import Muon, update_muon_group
 from rslm.optim import (
@@ -16,6 +17,7 @@ from rslm.optim import (
     parameter_groups_by_rule,
     update_adamw_group,
 )
+from rslm.parametrisation import scaled_groups
 from rslm.schedules import cosine_schedule, linear_schedule, wsd_s_schedule
 from rslm.train_config import OptimizerConfig, TrainConfig
 
@@ -77,10 +79,18 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW | MuonAdamW:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, sizes: TransformerConfig
+) -> AdamW | MuonAdamW:
     """The optimizer that a run's options describe, over all trainable parameters.
 
-    With neither Muon nor groups given it is a plain `AdamW`, of two groups.
+    With neither Muon nor groups given it is a plain `AdamW`, of two groups; muP and CompleteP
+    cut AdamW's groups further, by the scales of their hyperparameters.
+
+    Args:
+        model: what is trained.
+        config: the options.
+        sizes: the model's, which say how it is parametrised.
 
     Raises:
         ValueError: the groups do not fit the model.
@@ -90,14 +100,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW | MuonAd
         "betas": (config.beta1, config.beta2),
         "eps": config.epsilon,
     }
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     if config.algorithm == "adamw" and not config.groups:
         groups = parameter_groups(model, config.weight_decay)
-        return AdamW(groups, **adamw, implementation=config.implementation)
+        scaled = scaled_groups(groups, names, sizes, epsilon=config.epsilon)
+        return AdamW(scaled, **adamw, implementation=config.implementation)
     adamw |= {"weight_decay": config.weight_decay}
     options = {"adamw": adamw, "muon": muon_options(config)}
     rules = [parse_group_rule(text) for text in config.groups] or default_muon_rules(model)
     groups = parameter_groups_by_rule(model, rules, options=options)
-    return MuonAdamW(groups, implementation=config.implementation)
+    scaled = scaled_groups(groups, names, sizes, epsilon=config.epsilon)
+    return MuonAdamW(scaled, implementation=config.implementation)
 
 
 def muon_options(config: OptimizerConfig) -> dict[str, Any]:

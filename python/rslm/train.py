@@ -34,7 +34,7 @@ from rslm.evaluate.loss import evaluate_loss
 from rslm.files import write_atomically
 from rslm.infer.load import choose_device, end_ids
 from rslm.infer.sampler import generate
-from rslm.losses import cross_entropy
+from rslm.losses import training_loss
 from rslm.model import Transformer
 from rslm.nonfinite import SkippedSteps
 from rslm.optim import optimizer_step
@@ -117,7 +117,7 @@ def train(
         stack.enter_context(torch_threads(config.n_threads))
         stack.enter_context(open_run_folder(out, config, resume=resume, resumable=RESUMABLE))
         model = build_model(config, device)
-        optimizer = build_optimizer(model, config.optimizer)
+        optimizer = build_optimizer(model, config.optimizer, config.model)
         state = restore(config, data, model, optimizer, console)
         forward = torch.compile(model) if config.compile else model
 
@@ -172,7 +172,14 @@ def train(
                 batch_size=config.batch_size,
                 context_length=config.model.context_length,
             )
-            loss = accumulate_gradients(forward, windows, micro_batch_size, device, autocast_dtype)
+            loss = accumulate_gradients(
+                forward,
+                windows,
+                micro_batch_size,
+                device,
+                autocast_dtype,
+                z_loss=config.model.z_loss,
+            )
             learning_rate = scheduled_learning_rate(config, step)
             grad_norm = optimizer_step(
                 optimizer,
@@ -284,7 +291,13 @@ def torch_threads(n_threads: int | None) -> Iterator[None]:
 def build_model(config: TrainConfig, device: torch.device) -> Transformer:
     """A new model, the same for the same seed on every device; float32."""
     generator = torch.Generator().manual_seed(counter_seed(config.seed, "weights"))
-    return Transformer(config.model, generator=generator, device=device, dtype=torch.float32)
+    return Transformer(
+        config.model,
+        recompute_blocks=config.recompute_blocks,
+        generator=generator,
+        device=device,
+        dtype=torch.float32,
+    )
 
 
 def restore(
@@ -414,8 +427,12 @@ def accumulate_gradients(
     micro_batch_size: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
+    *,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Adds the gradients of the mean loss over all windows; returns that loss, on the device.
+
+    What is returned is the cross-entropy alone, what is differentiated has the z-loss in it.
 
     Each micro-batch is weighted by its share of the target tokens, so the sum does not depend
     on how the batch is cut, up to rounding.
@@ -424,9 +441,11 @@ def accumulate_gradients(
     for first in range(0, len(windows), micro_batch_size):
         inputs, targets = split_windows(windows[first : first + micro_batch_size], device)
         with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            loss = cross_entropy(model(inputs), targets) * (len(inputs) / len(windows))
-        torch.autograd.backward(loss)
-        total += loss.detach()
+            minimised, loss = training_loss(model(inputs), targets, z_loss=z_loss)
+            share = len(inputs) / len(windows)
+            minimised = minimised * share
+        torch.autograd.backward(minimised)
+        total += loss.detach() * share
     return total
 
 

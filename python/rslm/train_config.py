@@ -16,7 +16,8 @@ MAX_THREADS = 1024
 RESUMABLE = frozenset(
     {
         *("out", "data.train", "data.valid", "device", "compile", "n_threads", "micro_batch_size"),
-        *("checkpoint_every", "keep_checkpoints", "log_every", "optimizer.max_skipped_steps"),
+        *("checkpoint_every", "keep_checkpoints", "log_every", "recompute_blocks"),
+        "optimizer.max_skipped_steps",
     }
 )
 """Options that may change at a resumption: they alter the order of floating-point sums at most.
@@ -167,6 +168,8 @@ class TrainConfig:
     """Sequences per update."""
     micro_batch_size: int | None = None
     """Sequences per forward pass, to save memory; divides batch_size."""
+    recompute_blocks: int | None = None
+    """Keep what enters every so many blocks only and compute the rest again, to save memory."""
     seed: int = 0
     """Seed of weights, data order and samples."""
     precision: Precision = "float32"
@@ -199,7 +202,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         names = "n_steps batch_size validate_every checkpoint_every keep_checkpoints log_every"
         names += " n_sample_tokens"
-        optional = "micro_batch_size n_validation_tokens sample_every n_threads"
+        optional = "micro_batch_size n_validation_tokens sample_every n_threads recompute_blocks"
         for name in [*names.split(), *optional.split()]:
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rslm.attention import softmax
+from rslm.kv_cache import KeyValueCache
 from rslm.model import Transformer
 
 if TYPE_CHECKING:
@@ -72,9 +73,10 @@ def generate(
     """Ids that continue `token_ids`, each computed when it is asked for.
 
     Ends after `max_new_tokens` or before the first of `stop_token_ids`, which is not
-    yielded. The model sees the last `context_length` ids; every token costs a forward
-    pass over them. Equal seeds give equal ids on the same machine; None draws from
-    torch's global generator.
+    yielded. Up to `context_length` ids a token costs a forward pass over itself alone, as
+    keys and values are kept. Beyond, the model sees the last `context_length` ids, whose
+    positions all change, so a token costs a pass over them. Equal seeds give equal ids on
+    the same machine; None draws from torch's global generator.
 
     Raises:
         ValueError: an option lies outside its range, `token_ids` is empty or holds an id
@@ -86,12 +88,14 @@ def generate(
     _check_prompt(token_ids, model.config.resolved_vocab_size)
     generator = None
     if seed is not None:
-        generator = torch.Generator(model.lm_head.weight.device).manual_seed(seed)
+        device = model.token_embeddings.weight.device
+        generator = torch.Generator(device).manual_seed(seed)
 
     def continuation() -> Iterator[int]:
         sequence, stops = list(token_ids), frozenset(stop_token_ids)
+        cache = KeyValueCache(model.config)
         for _ in range(max_new_tokens):
-            logits = _next_logits(model, sequence)
+            logits = _next_logits(model, sequence, cache)
             drawn = sample_token(
                 logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
             )
@@ -186,12 +190,18 @@ def _n_undecided(text: str, stop_strings: Sequence[str]) -> int:
 
 
 @torch.inference_mode()
-def _next_logits(model: Transformer, token_ids: list[int]) -> Tensor:
-    """Logits of the token after `token_ids`, of which the model sees the last window."""
-    window = token_ids[-model.config.context_length :]
+def _next_logits(model: Transformer, token_ids: list[int], cache: KeyValueCache) -> Tensor:
+    """Logits of the token after `token_ids`, of which the model sees the last window.
+
+    The cache holds what came before, as long as that is the beginning of what is seen.
+    """
+    length = model.config.context_length
+    fits = len(token_ids) <= length
+    unread = token_ids[cache.length :] if fits else token_ids[-length:]
     # PyTorch's fused attention wants a batch dimension.
-    logits: Tensor = model(torch.tensor([window], device=model.lm_head.weight.device))
-    return logits[0, -1]
+    batch = torch.tensor([unread], device=model.token_embeddings.weight.device)
+    hidden = model.hidden_states(batch, cache=cache if fits else None)
+    return model.logits(hidden[:, -1])[0]
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
