@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from rslm.batches import (
+    N_SLOTS,
+    Mixture,
+    continue_batch_sizes,
     count_samples,
     counter_seed,
+    first_sample,
     get_batch,
+    mixed_samples,
+    mixing_slots,
     read_windows,
     sample_batch,
     sample_indices,
@@ -41,7 +47,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> TokenFile:
     return TokenFile.open(folder)
 
 
-def batch(token_file: TokenFile, step: int, **changes: Any) -> np.ndarray:
+def batch(token_file: TokenFile | Mixture, step: int, **changes: Any) -> np.ndarray:
     options = {"seed": 3, "batch_size": 4, "context_length": 8}
     return sample_batch(token_file, step=step, **{**options, **changes})
 
@@ -118,6 +124,93 @@ def test_sample_batch_does_not_depend_on_batch_size(counted: TokenFile) -> None:
     large = np.concatenate([batch(counted, step, batch_size=6) for step in range(4)])
     small = np.concatenate([batch(counted, step, batch_size=2) for step in range(12)])
     assert np.array_equal(large, small)
+
+
+def test_first_sample_adds_up_the_batches_before() -> None:
+    batch_sizes = [(0, 4), (7, 8), (9, 1), (12, 3)]
+    sizes = [4] * 7 + [8] * 2 + [1] * 3 + [3] * 5
+    assert [first_sample(batch_sizes, step) for step in range(18)] == [
+        sum(sizes[:step]) for step in range(18)
+    ]
+
+
+def test_batch_sizes_are_continued_where_they_change() -> None:
+    batch_sizes = continue_batch_sizes([], 0, 4)
+    assert batch_sizes == [(0, 4)]
+    assert continue_batch_sizes(batch_sizes, 5, 4) == [(0, 4)]
+    assert continue_batch_sizes(batch_sizes, 5, 8) == [(0, 4), (5, 8)]
+    # Changed twice at one step: the first change was never used.
+    assert continue_batch_sizes([(0, 4), (5, 8)], 5, 2) == [(0, 4), (5, 2)]
+    assert continue_batch_sizes([(0, 4), (5, 8)], 5, 4) == [(0, 4)]
+    assert continue_batch_sizes([(0, 4)], 0, 8) == [(0, 8)]
+
+
+def test_samples_go_on_in_order_where_the_batch_size_changes(counted: TokenFile) -> None:
+    batch_sizes = [(0, 4), (3, 2), (6, 5)]
+    sizes = [4, 4, 4, 2, 2, 2, 5]
+    parts = [
+        batch(counted, step, batch_size=size, first=first_sample(batch_sizes, step))
+        for step, size in enumerate(sizes)
+    ]
+    assert np.array_equal(np.concatenate(parts), batch(counted, 0, batch_size=sum(sizes)))
+
+
+def test_slots_are_shares_by_largest_remainder_in_seeded_order() -> None:
+    slots = mixing_slots([1, 1, 1], 0)
+    assert np.bincount(slots).tolist() == [334, 333, 333]
+    assert np.bincount(mixing_slots([0.7005, 0.2, 0.0995], 0)).tolist() == [701, 200, 99]
+    assert np.array_equal(slots, mixing_slots([2.0, 2.0, 2.0], 0))
+    assert not np.array_equal(slots, mixing_slots([1, 1, 1], 1))
+    # Seeded order means mixed order: no hundred slots in a row miss a source.
+    assert all(set(slots[i : i + 100]) == {0, 1, 2} for i in range(0, 1000, 100))
+
+
+@pytest.mark.parametrize("weights", [[1, 0], [1, -1], [1, float("nan")], [1, float("inf")]])
+def test_weights_must_be_positive_numbers(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights must be positive numbers"):
+        mixing_slots(weights, 0)
+
+
+def test_weight_too_small_for_a_slot_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1/1000 of their sum"):
+        mixing_slots([1, 1e-4], 0)
+    assert np.bincount(mixing_slots([0.999, 0.001], 0)).tolist() == [999, 1]
+
+
+def test_mixed_samples_follow_the_order_of_each_source() -> None:
+    n_samples, slots = [13, 1000, 5], mixing_slots([5, 3, 2], 9)
+    sources, indices = mixed_samples(n_samples, slots, 4, 0, 3 * N_SLOTS)
+    assert np.array_equal(sources, np.tile(slots, 3))
+    for source, n in enumerate(n_samples):
+        own = indices[sources == source]
+        order = sample_indices(n, counter_seed(4, "source", source), 0, len(own))
+        assert np.array_equal(own, order)
+
+
+def test_mixed_batches_do_not_depend_on_how_the_order_is_cut() -> None:
+    n_samples, slots = [13, 1000, 5], mixing_slots([5, 3, 2], 9)
+    whole = mixed_samples(n_samples, slots, 4, 0, 2500)
+    for size in (1, 7, 640, 2500):
+        parts = [
+            mixed_samples(n_samples, slots, 4, i, min(size, 2500 - i)) for i in range(0, 2500, size)
+        ]
+        for one, cut in zip(whole, zip(*parts, strict=True), strict=True):
+            assert np.array_equal(one, np.concatenate(cut))
+
+
+def test_a_place_far_into_a_mixture_costs_nothing() -> None:
+    slots = mixing_slots([1, 2], 0)
+    sources, indices = mixed_samples([10**9, 10**6], slots, 0, 10**15, 4)
+    assert np.array_equal(sources, slots[:4])
+    assert (indices < np.where(sources == 0, 10**9, 10**6)).all()
+
+
+def test_sample_batch_reads_the_windows_of_a_mixture(counted: TokenFile) -> None:
+    mixture = Mixture(token_files=(counted, counted), slots=mixing_slots([1, 1], 0))
+    windows = batch(mixture, 5, batch_size=6)
+    _, indices = mixed_samples([12, 12], mixture.slots, 3, 30, 6)
+    assert windows[:, 0].tolist() == (indices * 8).tolist()
+    assert np.array_equal(windows, windows[:, :1] + np.arange(9))
 
 
 def test_split_windows_shifts_by_one(counted: TokenFile) -> None:

@@ -1,6 +1,8 @@
+import errno
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -18,14 +20,17 @@ from rslm.checkpoint import (
     load_checkpoint,
     load_run_checkpoint,
     load_weights,
+    mark_best,
     model_tensors,
     newest_checkpoint,
     prune_checkpoints,
     read_state,
     save_checkpoint,
+    take_snapshot,
     verify_checkpoint,
     weights_path,
     write_run_checkpoint,
+    write_snapshot,
 )
 from rslm.errors import FormatError
 from rslm.optim import AdamW, parameter_groups
@@ -251,6 +256,61 @@ def test_only_the_newest_are_kept(folder: Path) -> None:
     assert names(folder) == ["step_00000002", "step_00000003"]
 
 
+def test_the_best_is_kept_beside_the_newest(folder: Path) -> None:
+    mark_best(folder, 2)
+    mark_best(folder, 1)
+    prune_checkpoints(folder, 1, best=1)
+    assert names(folder) == ["best", "step_00000001", "step_00000003"]
+    assert read_state((folder / "best").resolve())["step"] == 1
+    # The link moves with the folder.
+    moved = folder.with_name("moved")
+    os.rename(folder, moved)
+    verify_checkpoint(moved / "best")
+    mark_best(moved, 3)
+    prune_checkpoints(moved, 1, best=3)
+    assert names(moved) == ["best", "step_00000003"]
+    assert newest_checkpoint(moved) == (moved / "step_00000003", {})
+
+
+def test_copy_that_followed_the_link_can_be_marked_again(folder: Path) -> None:
+    mark_best(folder, 2)
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    assert not (copy / "best").is_symlink()
+    mark_best(copy, 3)
+    prune_checkpoints(copy, 1, best=3)
+    assert names(copy) == ["best", "step_00000003"]
+    assert os.readlink(copy / "best") == "step_00000003"
+
+
+def test_leftover_of_a_link_is_no_obstacle(folder: Path) -> None:
+    (folder / "best.tmp").symlink_to("nowhere")
+    mark_best(folder, 3)
+    assert names(folder) == ["best", "step_00000001", "step_00000002", "step_00000003"]
+
+
+def test_snapshot_is_untouched_by_further_training(tmp_path: Path) -> None:
+    model, optimizer = trained(n_steps=3)
+    write_run_checkpoint(tmp_path / "at_once", model, optimizer, {"step": 3})
+    snapshot = take_snapshot(model, optimizer)
+    continue_training(model, optimizer, 2)
+    optimizer.param_groups[0]["lr"] = 9.0
+    write_snapshot(tmp_path / "later", snapshot, {"step": 3})
+    for name in (checkpoint.MODEL, checkpoint.OPTIM):
+        at_once, later = (tmp_path / at / "step_00000003" / name for at in ("at_once", "later"))
+        assert at_once.read_bytes() == later.read_bytes()
+
+
+def test_snapshot_of_a_view_holds_the_view_alone() -> None:
+    model, optimizer = trained(n_steps=1)
+    exp_avg = optimizer.state[model.a]["exp_avg"]
+    optimizer.state[model.a]["exp_avg"] = torch.zeros(4, 300)[:, ::100].copy_(exp_avg)
+    copied = take_snapshot(model, optimizer).optimizer["a/exp_avg"]
+    assert torch.equal(copied, exp_avg)
+    assert copied.is_contiguous()
+    assert copied.untyped_storage().nbytes() == copied.nbytes
+
+
 def test_writing_a_step_again_replaces_it(folder: Path) -> None:
     model, optimizer = trained(n_steps=5)
     write_run_checkpoint(folder, model, optimizer, {"step": 3, "note": "again"})
@@ -312,12 +372,13 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 def test_full_disk_leaves_the_older_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise checkpoint.SafetensorError("No space left on device")
+        raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
     model, optimizer = trained()
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device") as error:
         write_run_checkpoint(folder, model, optimizer, {"step": 3})
+    assert error.value.errno == errno.ENOSPC
     assert names(folder) == ["step_00000001", "step_00000002", "step_00000003"]
     assert newest_checkpoint(folder)[0] == folder / "step_00000003"
 

@@ -388,6 +388,19 @@ BAD_INPUT = {
     "sample: empty stop": ("sample run --stop ''", b"", "stop"),
     "sample: n_samples": ("sample run --n-samples 0", b"", "n_samples must be"),
     "download: unknown corpus": ("data download pile --out x", b"", "pile"),
+    "split: no share": (
+        "data split text.txt --train x --valid y --share 1.5",
+        b"",
+        "share must be between 0 and 1",
+    ),
+    "split: file exists": ("data split text.txt --train x --valid tok.json", b"", "tok.json"),
+    "split: missing text": ("data split no.txt --train x --valid y", b"", "no.txt"),
+    "runs: no folder": ("runs ls nowhere", b"", "nowhere must be a folder of runs"),
+    "runs: not a run": ("runs show tokens", b"", "config.toml"),
+    "runs: no such metric": ("runs plot run --out x.png --metric los", b"", "got 'los'"),
+    "runs: nothing to plot": ("runs plot --out x.png", b"", "at least one run folder"),
+    "runs: unknown picture": ("runs plot run --out x.tokens", b"", "tokens"),
+    "runs: diff with nothing": ("runs diff run no", b"", "no"),
     "demo: missing corpus": ("demo --corpus no --out x", b"", "no"),
     "demo: corpus too small": ("demo --corpus short.txt --out x", b"", "short.txt"),
     "demo: corpus not UTF-8": ("demo --corpus latin1.txt --out x", b"", "latin1.txt"),
@@ -486,7 +499,7 @@ def test_help_lists_every_command(rslm: Rslm, command: str) -> None:
     assert all(name in outcome.out for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("group", ["tokenizer", "tokens", "data"])
+@pytest.mark.parametrize("group", ["tokenizer", "tokens", "data", "runs"])
 def test_help_of_a_group_lists_its_commands(rslm: Rslm, group: str) -> None:
     outcome = rslm(group)
     assert outcome.code == 0

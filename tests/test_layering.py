@@ -35,7 +35,7 @@ LAYERS = [
     ],
     ["model", "text_run", "nonfinite"],
     ["infer.*"],
-    ["evaluate.*", "coord_check"],
+    ["evaluate.*", "coord_check", "runs"],
     ["train"],
     ["cli", "commands.*", "demo"],
 ]

@@ -44,8 +44,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         current = step
         return take(*args, step=step, **options)
 
-    def accumulate_poisoned(model: torch.nn.Module, *args: Any) -> torch.Tensor:
-        loss = accumulate(model, *args)
+    def accumulate_poisoned(model: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        loss = accumulate(model, *args, **options)
         if current in bad:
             gradient = next(model.parameters()).grad
             assert gradient is not None
@@ -147,7 +147,7 @@ def test_infinite_loss_with_finite_gradients_ends_the_run(
     config.out.mkdir()
     row = {"step": 1, "loss": float("inf"), "grad_norm": 1.0, "learning_rate": 0.1}
     with pytest.raises(FloatingPointError, match=r"step 1: loss inf, grad_norm 1\.0"):
-        SkippedSteps(config, TokenFile.open(token_files[0])).check(row)
+        SkippedSteps(config, TokenFile.open(token_files[0]), [(0, 4)]).check(row)
 
 
 @pytest.mark.parametrize("record", [[], {}, {"n_skipped": 1}, {"n_skipped": -1, "n_in_a_row": 0}])
@@ -155,4 +155,4 @@ def test_forged_counts_are_refused(
     tiny_config: MakeConfig, token_files: tuple[Path, Path], record: Any
 ) -> None:
     with pytest.raises(FormatError, match="skipped must hold the counts of skipped steps, got"):
-        SkippedSteps(tiny_config(), TokenFile.open(token_files[0]), record)
+        SkippedSteps(tiny_config(), TokenFile.open(token_files[0]), [(0, 4)], record)

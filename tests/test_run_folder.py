@@ -3,13 +3,18 @@ import math
 import os
 import signal
 import threading
+import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from rslm.run_folder import (
+    STOP_SIGNALS,
     AppendedFile,
+    Background,
     StopSignals,
     append_start,
     open_run_folder,
@@ -113,16 +118,17 @@ def test_signals_are_requests_and_the_second_acts_at_once() -> None:
         assert stop.reason == "interrupted"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reason == "terminated"
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        with StopSignals() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.reason == "terminated"
 
 
 def test_signals_are_as_before_afterwards() -> None:
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in STOP_SIGNALS]
     with StopSignals():
         assert signal.getsignal(signal.SIGTERM) != before[1]
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
 
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
@@ -136,3 +142,127 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert asked == [False]
+
+
+def test_appended_file_writes_on_after_a_part_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AppendedFile(tmp_path / "metrics.jsonl") as file:
+        whole = file._file
+
+        class Short:
+            def write(self, data: memoryview) -> int:
+                return whole.write(data[:3])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(file, "_file", Short())
+            file.write("a longer line\n")
+        assert file.n_bytes == 14
+    assert (tmp_path / "metrics.jsonl").read_text() == "a longer line\n"
+
+
+def test_background_jobs_run_in_order_beside_the_caller() -> None:
+    done: list[int] = []
+    gate = threading.Event()
+
+    def first() -> None:
+        assert gate.wait(30)
+        done.append(1)
+
+    with Background() as background:
+        background.start(first)
+        background.start(lambda: done.append(2))
+        background.check()
+        assert done == []
+        gate.set()
+        background.wait()
+        assert done == [1, 2]
+        background.start(lambda: done.append(3))
+    assert done == [1, 2, 3]
+
+
+def fail() -> None:
+    raise OSError("no space")
+
+
+@pytest.mark.parametrize("ask", ["check", "wait", "start", "leave"])
+def test_error_of_a_background_job_surfaces_once_at_the_next_call(ask: str) -> None:
+    later: list[int] = []
+    background = Background()
+
+    def use() -> None:
+        with background:
+            background.start(fail)
+            while not background._jobs[0].done():
+                time.sleep(0.001)
+            if ask == "start":
+                background.start(lambda: later.append(1))
+            elif ask != "leave":
+                getattr(background, ask)()
+
+    with pytest.raises(OSError, match="no space"):
+        use()
+    assert not later
+    background.wait()
+
+
+def test_jobs_behind_one_that_failed_are_dropped() -> None:
+    later: list[int] = []
+    gate = threading.Event()
+
+    def wait_and_fail() -> None:
+        assert gate.wait(30)
+        fail()
+
+    with Background() as background:
+        background.start(wait_and_fail)
+        background.start(lambda: later.append(1))
+        gate.set()
+        # The caller asks only when the thread has long been through with both.
+        while not background._jobs[1].done():
+            time.sleep(0.001)
+        with pytest.raises(OSError, match="no space"):
+            background.wait()
+        assert later == []
+        background.start(lambda: later.append(2))
+    assert later == [2]
+
+
+def test_block_left_by_an_exception_waits_and_keeps_that_exception() -> None:
+    done: list[int] = []
+
+    def slow() -> None:
+        time.sleep(0.05)
+        done.append(1)
+        fail()
+
+    def leave() -> None:
+        with Background() as background:
+            background.start(slow)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
+    assert done == [1]
+
+
+def test_finished_jobs_are_not_kept_in_memory() -> None:
+    class Copy:
+        def use(self) -> None:
+            pass
+
+    def job_with(copy: Copy) -> Callable[[], None]:
+        return lambda: copy.use()
+
+    copy = Copy()
+    alive = weakref.ref(copy)
+    with Background() as background:
+        background.start(job_with(copy))
+        del copy
+        background.wait()
+        # The thread lets go of a job just after it has said that the job is done.
+        for _ in range(1000):
+            if alive() is None:
+                break
+            time.sleep(0.001)
+        assert alive() is None

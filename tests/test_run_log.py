@@ -57,6 +57,16 @@ def test_meter_gives_a_row_for_each_update_with_the_keys_of_the_house() -> None:
     assert meter.take_rows() == []
 
 
+def test_meter_counts_tokens_on_from_where_the_batch_size_changed() -> None:
+    sizes = {"tokens_per_step": 10, "first_step": 7, "first_token": 28}
+    meter = Meter(Clock(), CPU, flops_per_token=3.0, peak_flops=1e6, **sizes)
+    for step in (8, 9):
+        meter.add(step, learning_rate=0.1, loss=torch.ones(()), grad_norm=torch.ones(()))
+    assert [row["n_tokens"] for row in meter.take_rows()] == [38, 48]
+    row = meter.validation_row(7, 1.0, None)
+    assert (row["n_tokens"], row["train_flops"]) == (28, 84.0)
+
+
 def test_meter_leaves_the_first_steps_out_of_the_speed() -> None:
     meter = make_meter()
     rows = []

@@ -25,6 +25,7 @@ from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
 from rslm.run_folder import read_metrics
 from rslm.run_log import CLOCK_KEYS
 from rslm.token_file import TokenFile
+from rslm.tokenizer import Tokenizer
 from rslm.train import accumulate_gradients, build_model, train
 from rslm.train_config import OptimizerConfig, TrainConfig
 
@@ -73,6 +74,7 @@ def test_run_folder_holds_what_it_promises(
         "## Step 20",
     ]
     assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == [
+        "best",
         "step_00000018",
         "step_00000020",
     ]
@@ -89,6 +91,17 @@ def test_first_loss_is_near_that_of_a_guess_and_falls(tiny_config: MakeConfig) -
     losses = [row["loss"] for row in rows_of(config) if "loss" in row]
     assert losses[0] == pytest.approx(math.log(257), abs=1.0)
     assert np.mean(losses[-10:]) < losses[0] / 2
+
+
+def test_defaults_give_the_losses_that_they_always_gave(tiny_config: MakeConfig) -> None:
+    # Bit for bit on the machine that they were written down on; elsewhere sums are ordered
+    # otherwise. A new option must leave them as they are while it is off.
+    train(tiny_config())
+    rows = rows_of(tiny_config())
+    losses = [row["loss"] for row in rows if "loss" in row][::5]
+    assert losses == pytest.approx([5.5441556, 5.1379743, 4.3483782, 3.8927298], rel=1e-5)
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert losses == pytest.approx([5.1255117, 4.3494018, 3.8640572, 3.7092990], rel=1e-5)
 
 
 def test_equal_configs_give_equal_metrics_and_seeds_differ(
@@ -278,6 +291,8 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"n_steps": 3}, "warmup_steps must be at most n_steps 3, got 4"),
     ({"seed": -1}, "seed must be in [0, 2^64), got -1"),
     ({"n_threads": 0}, "n_threads must be at least 1, got 0"),
+    ({"checkpoint_minutes": -1.0}, "checkpoint_minutes must be at least 0, got -1.0"),
+    ({"checkpoint_minutes": math.nan}, "checkpoint_minutes must be at least 0, got nan"),
 ]
 
 
@@ -312,6 +327,41 @@ def test_config_that_does_not_fit_the_data_is_refused(tiny_config: MakeConfig) -
     with pytest.raises(FileNotFoundError):
         train(tiny_config(data=replace(tiny_config().data, train=Path("/nowhere"))))
     assert not tiny_config().out.exists()
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0, 1.0)])
+def test_weights_must_be_one_for_each_file(
+    tiny_config: MakeConfig, weights: tuple[float, ...]
+) -> None:
+    data, message = tiny_config().data, "weights must be one number for train and each of mixed_in"
+    with pytest.raises(ValueError, match=message):
+        replace(data, mixed_in=(data.train,), weights=weights)
+    with pytest.raises(ValueError, match=message):
+        replace(data, weights=weights)
+
+
+def test_mixed_files_must_share_a_tokenizer(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    vocab = {i: bytes([i]) for i in range(256)} | {256: b"ab"}
+    other = Tokenizer(vocab, [(b"a", b"b")], ["<|endoftext|>"])
+    (tmp_path / "other.txt").write_text("ab " * 100)
+    other.encode_files([tmp_path / "other.txt"], tmp_path / "other")
+    data = replace(tiny_config().data, mixed_in=(tmp_path / "other",))
+    with pytest.raises(FormatError, match="other was made by another tokenizer"):
+        train(tiny_config(data=data))
+
+
+def test_infinite_loss_of_a_mixture_names_the_sources(
+    tiny_config: MakeConfig, token_files: tuple[Path, Path]
+) -> None:
+    data = replace(tiny_config().data, mixed_in=(token_files[1],), weights=(1.0, 1.0))
+    hot = OptimizerConfig(learning_rate=1e38, warmup_steps=0)
+    with pytest.raises(FloatingPointError) as error:
+        train(tiny_config(data=data, optimizer=hot))
+    report = json.loads(Path(str(error.value).rpartition(" ")[2]).read_text())
+    files = [TokenFile.open(path) for path in token_files]
+    places = zip(report["sources"], report["samples"], report["token_ids"], strict=True)
+    for source, sample, token_ids in places:
+        assert read_windows(files[source], np.array([sample]), 16)[0].tolist() == token_ids
 
 
 def test_device_must_exist() -> None:

@@ -2,10 +2,15 @@
 
 `sample_batch` depends on (data, seed, step, batch size, context length) alone, so a resumed run
 reads what the unbroken one would have read, and micro-batches or processes may take any slice.
+Where the batch size changed at a resumption the order goes on all the same, each sample in its
+turn: what a run has to remember is at which steps its batch size changed. A `Mixture` of token
+files gives each a fixed share of the slots of a period, so its order has no state either.
 `get_batch` is the simple sampler: windows at uniform random places of one array.
 """
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,11 @@ from rslm.permutation import permute
 from rslm.token_file import TokenFile
 
 SampleIndices = npt.NDArray[np.int64]
+BatchSizes = Sequence[tuple[int, int]]
+"""The batch sizes of a run: (first step, sequences per batch) of each stretch, from step 0 on."""
+
+N_SLOTS = 1000
+"""Slots of the period in which a mixture's sources take turns; it defines what a run reads."""
 
 
 def get_batch(
@@ -99,19 +109,139 @@ def read_windows(
     return windows
 
 
+def first_sample(batch_sizes: BatchSizes, step: int) -> int:
+    """The place in the shuffled order of the first sample of a step's batch.
+
+    >>> first_sample([(0, 4), (7, 8)], 9)
+    44
+    """
+    starts = [start for start, _ in batch_sizes]
+    stretches = zip(batch_sizes, [*starts[1:], step], strict=True)
+    return sum(max(0, min(end, step) - start) * size for (start, size), end in stretches)
+
+
+def continue_batch_sizes(batch_sizes: BatchSizes, step: int, batch_size: int) -> BatchSizes:
+    """The batch sizes of a run that goes on from `step` with this one."""
+    before = [entry for entry in batch_sizes if entry[0] < step]
+    is_same = bool(before) and before[-1][1] == batch_size
+    return before if is_same else [*before, (step, batch_size)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Several token files as one source of samples.
+
+    Attributes:
+        token_files: the files.
+        slots: which of them each slot of the period belongs to, as `mixing_slots` gives it.
+    """
+
+    token_files: tuple[TokenFile, ...]
+    slots: SampleIndices
+
+
+def mixing_slots(weights: Sequence[float], seed: int) -> SampleIndices:
+    """The source of each of the `N_SLOTS` slots of a period: shares by weight, in seeded order.
+
+    A source gets its share of the slots rounded down; those left over go to the largest
+    remainders. So after every whole period the shares are the same, exact to a slot.
+
+    Raises:
+        ValueError: a weight is not a positive number, or too small for one slot.
+    """
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"weights must be positive numbers, got {list(weights)}")
+    shares = np.array(weights) / sum(weights) * N_SLOTS
+    counts = np.floor(shares).astype(np.int64)
+    largest = np.argsort(counts - shares, kind="stable")
+    counts[largest[: N_SLOTS - counts.sum()]] += 1
+    if counts.min() < 1:
+        raise ValueError(
+            f"each weight must be at least 1/{N_SLOTS} of their sum, got {list(weights)}"
+        )
+    slots = np.repeat(np.arange(len(counts)), counts)
+    return slots[permute(N_SLOTS, counter_seed(seed, "slots"), 0, np.arange(N_SLOTS))]
+
+
+def mixed_samples(
+    n_samples: Sequence[int], slots: SampleIndices, seed: int, first: int, count: int
+) -> tuple[SampleIndices, SampleIndices]:
+    """Sources, and windows in them, at places first, ..., first + count - 1 of a mixed order.
+
+    Each source has a shuffled order of its own, endless over its epochs, and goes on in it
+    whenever a slot is its turn. Any place costs the same.
+    """
+    places = np.arange(first, first + count, dtype=np.int64)
+    sources = slots[places % N_SLOTS]
+    indices = np.empty(count, dtype=np.int64)
+    for source, n in enumerate(n_samples):
+        turns = np.flatnonzero(sources == source)
+        if turns.size:
+            periods, slot = divmod(int(places[turns[0]]), N_SLOTS)
+            is_own = slots == source
+            before = periods * int(is_own.sum()) + int(is_own[:slot].sum())
+            order = counter_seed(seed, "source", source)
+            indices[turns] = sample_indices(n, order, before, turns.size)
+    return sources, indices
+
+
+def draw_samples(
+    source: TokenFile | Mixture, *, seed: int, first: int, count: int, context_length: int
+) -> tuple[SampleIndices, SampleIndices]:
+    """Files, and windows in them, at places first, ..., first + count - 1 of the order.
+
+    Raises:
+        ValueError: a file is shorter than one window.
+    """
+    if isinstance(source, Mixture):
+        n_samples = [count_samples(len(file), context_length) for file in source.token_files]
+        return mixed_samples(n_samples, source.slots, seed, first, count)
+    indices = sample_indices(count_samples(len(source), context_length), seed, first, count)
+    return np.zeros_like(indices), indices
+
+
+def read_samples(
+    source: TokenFile | Mixture, files: SampleIndices, indices: SampleIndices, context_length: int
+) -> npt.NDArray[np.int64]:
+    """The windows that `draw_samples` named, each context_length + 1 tokens long."""
+    token_files = source.token_files if isinstance(source, Mixture) else (source,)
+    windows = np.empty((len(indices), context_length + 1), dtype=np.int64)
+    for number, token_file in enumerate(token_files):
+        own = files == number
+        windows[own] = read_windows(token_file, indices[own], context_length)
+    return windows
+
+
 def sample_batch(
-    token_file: TokenFile, *, seed: int, step: int, batch_size: int, context_length: int
+    source: TokenFile | Mixture,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    context_length: int,
+    first: int | None = None,
 ) -> npt.NDArray[np.int64]:
     """The windows of a step (counted from 0): `(batch_size, context_length + 1)` token ids.
 
     `split_windows` makes inputs and targets of them, or of any slice of their rows.
 
+    Args:
+        source: the data.
+        seed: of the order.
+        step: updates made before.
+        batch_size: windows.
+        context_length: tokens of a window, less one.
+        first: place of the first window in the order, where the batch size has changed;
+            step * batch_size unless given.
+
     Raises:
         ValueError: the data is shorter than one window.
     """
-    n_samples = count_samples(len(token_file), context_length)
-    indices = sample_indices(n_samples, seed, step * batch_size, batch_size)
-    return read_windows(token_file, indices, context_length)
+    place = step * batch_size if first is None else first
+    files, indices = draw_samples(
+        source, seed=seed, first=place, count=batch_size, context_length=context_length
+    )
+    return read_samples(source, files, indices, context_length)
 
 
 def counter_seed(seed: int, stream: str, step: int = 0) -> int:

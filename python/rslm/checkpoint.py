@@ -10,15 +10,21 @@ optimizer and step. A run keeps folders instead, one per saved step:
         manifest.sha256      hashes of the other three, as `sha256sum -c` reads them
 
 A folder is written under a temporary name, synced, and renamed when it is complete; so a folder
-with the right name is whole, unless the disk damaged it, which the hashes tell.
+with the right name is whole, unless the disk damaged it, which the hashes tell. `checkpoints/best`
+is a link to the one with the lowest validation loss.
+
+Writing takes two halves: `take_snapshot` copies what training would change, and `write_snapshot`
+needs no more than the copy, so a thread can do it while training goes on.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +43,7 @@ Record = dict[str, Any]
 
 MODEL, OPTIM, STATE = "model.safetensors", "optim.safetensors", "state.json"
 MANIFEST = "manifest.sha256"
+BEST = "best"
 STEP_FOLDER = re.compile(r"step_\d{8,}")
 MANIFEST_LINE = re.compile(r"([0-9a-f]{64})  ([a-z0-9.]+)")
 # What a checkpoint says in JSON is a few kilobytes; more is refused before it is parsed.
@@ -251,20 +258,59 @@ def _is_shaped_like(tensor: Tensor, shape: torch.Size) -> bool:
     return tensor.ndim == len(shape) and all(have in (1, want) for have, want in sizes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Model and optimizer at one moment, copied to the CPU's memory.
+
+    Attributes:
+        model: parameters and buffers by name.
+        optimizer: the optimizer's tensors, as `pack_optimizer` names them.
+        record: its hyperparameters and plain values.
+    """
+
+    model: Tensors
+    optimizer: Tensors
+    record: Record
+
+
+def take_snapshot(model: nn.Module, optimizer: Optimizer) -> Snapshot:
+    """Copies model and optimizer; memory: as much as both take, until the snapshot is dropped.
+
+    Raises:
+        ValueError: the optimizer holds a parameter that the model does not.
+        TypeError: the optimizer's state holds something else than tensors and plain values.
+    """
+    tensors, record = pack_optimizer(model, optimizer)
+    return Snapshot(model=_copied(model_tensors(model)), optimizer=_copied(tensors), record=record)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copies on the CPU, each with a storage of its own: a view does not drag its base along."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
 def write_run_checkpoint(
     folder: Path, model: nn.Module, optimizer: Optimizer, state: Record
 ) -> Path:
+    """Writes `folder/step_<state["step"]>` at once: `take_snapshot`, then `write_snapshot`."""
+    return write_snapshot(folder, take_snapshot(model, optimizer), state)
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, state: Record) -> Path:
     """Writes `folder/step_<state["step"]>`, complete or not at all, and returns its path.
 
     Raises:
         OSError: the disk is full or not writable; what stood there before still stands.
     """
-    target = folder / f"step_{state['step']:08d}"
+    target = step_folder(folder, state["step"])
     beside = folder / f"tmp_{target.name}"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        _fill(beside, model, optimizer, state)
+        _fill(beside, snapshot, state)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -275,13 +321,16 @@ def write_run_checkpoint(
     return target
 
 
-def _fill(folder: Path, model: nn.Module, optimizer: Optimizer, state: Record) -> None:
-    tensors, record = pack_optimizer(model, optimizer)
+def _fill(folder: Path, snapshot: Snapshot, state: Record) -> None:
     try:
-        save_file(_ready(model_tensors(model)), folder / MODEL)
-        save_file(_ready(tensors), folder / OPTIM, _metadata(record))
+        save_file(snapshot.model, folder / MODEL)
+        save_file(snapshot.optimizer, folder / OPTIM, _metadata(snapshot.record))
     except SafetensorError as error:
-        raise OSError(f"cannot write a checkpoint in {folder.parent}: {error}") from error
+        # The library hides the system's error in its text.
+        number = re.search(r"os error (\d+)", str(error))
+        reason = f"cannot write a checkpoint: {error}"
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, reason, str(folder.parent)) from error
     (folder / STATE).write_text(json.dumps(state, indent=1))
     hashes = {name: _hash_and_sync(folder / name) for name in (MODEL, OPTIM, STATE)}
     lines = [f"{digest}  {name}\n" for name, digest in hashes.items()]
@@ -310,18 +359,40 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(path.name.removeprefix("step_"))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first, unverified."""
     found = [p for p in folder.glob("step_*") if STEP_FOLDER.fullmatch(p.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
+def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
+    """Removes all but the newest `keep` checkpoints and that of the step `best`."""
     for old in list_checkpoints(folder)[:-keep]:
-        # Renamed first: a removal that is cut short must not leave half a checkpoint.
-        set_aside(old, "tmp_old")
+        if step_of(old) != best:
+            # Renamed first: a removal that is cut short must not leave half a checkpoint.
+            set_aside(old, "tmp_old")
     clear_leftovers(folder)
+
+
+def mark_best(folder: Path, step: int) -> None:
+    """Points the link `best` at the checkpoint of a step; the old link stands until then."""
+    beside = folder / f"{BEST}.tmp"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(step_folder(folder, step).name)
+    if not (folder / BEST).is_symlink():
+        # A copy of the run that followed the link has a folder there, which no link replaces.
+        set_aside(folder / BEST, "tmp_old")
+    os.replace(beside, folder / BEST)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:

@@ -1,8 +1,8 @@
 """The command line: subcommand -> (options dataclass, function), and how commands end.
 
 Data goes to stdout, progress to stderr. A user's mistake is one line `error: ...` and
-exit code 2; a run that diverged is 1; Ctrl-C is 130; a run that was told to stop and can
-be resumed is 75. A traceback is a bug.
+exit code 2; a run that diverged, or whose disk is full, is 1; Ctrl-C is 130; a run that was
+told to stop and can be resumed is 75. A traceback is a bug.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ Options = TypeVar("Options")
 MIN_COLUMNS = 40
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
 
 
@@ -53,9 +54,14 @@ COMMANDS = {
     "tokens info": Command("commands.tokens", "describe a token file"),
     "tokens show": Command("commands.tokens", "a document or a range, as text and as ids"),
     "data download": Command("commands.data", "fetch a corpus as text files"),
+    "data split": Command("commands.data", "hold out documents by a hash of their bytes"),
     "train": Command("commands.train", "train a Transformer", reads_config=True),
     "sample": Command("commands.sample", "continue a prompt with a trained model"),
     "coord-check": Command("commands.coord_check", "sizes of activations as a model grows"),
+    "runs ls": Command("commands.runs", "list the runs in a folder"),
+    "runs show": Command("commands.runs", "describe a run"),
+    "runs plot": Command("commands.runs", "draw a metric of several runs in one picture"),
+    "runs diff": Command("commands.runs", "compare the options and the results of two runs"),
 }
 
 
@@ -92,7 +98,8 @@ def exit_code(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) or process.is_of_stdout(error):
             return lost_output(error)
-        return fail(error_line(error))
+        fail(error_line(error))
+        return EXIT_FAILED if is_of_the_disk(error) else EXIT_USER_ERROR
     except MemoryError as error:
         return fail(f"not enough memory: {error_line(error) or 'make the model or batch smaller'}")
     except RuntimeError as error:
@@ -231,6 +238,11 @@ def error_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"the input must be UTF-8, got an invalid byte at offset {error.start}"
     return " ".join(str(error).split("\n"))
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether a disk could not take or give what it should, which no other options would change."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def lost_output(error: OSError) -> int:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rslm.batches import count_samples, read_windows, sample_indices
+from rslm.batches import BatchSizes, Mixture, draw_samples, first_sample, read_samples
 from rslm.errors import FormatError
 from rslm.files import write_atomically
 from rslm.run_folder import Row
@@ -21,7 +21,8 @@ class SkippedSteps:
 
     Args:
         config: the run.
-        train_file: what its batches are read from.
+        source: what its batches are drawn from.
+        batch_sizes: the run's so far, the last of them that of the steps to come.
         record: what `record` gave when the run was saved; None for a new run.
 
     Attributes:
@@ -32,8 +33,14 @@ class SkippedSteps:
         FormatError: the record is not one.
     """
 
-    def __init__(self, config: TrainConfig, train_file: TokenFile, record: Any = None) -> None:
-        self._config, self._train_file = config, train_file
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: TokenFile | Mixture,
+        batch_sizes: BatchSizes,
+        record: Any = None,
+    ) -> None:
+        self._config, self._source, self._batch_sizes = config, source, batch_sizes
         self.n_skipped = self.n_in_a_row = 0
         if record is not None:
             self.n_skipped, self.n_in_a_row = _counts(record)
@@ -65,12 +72,18 @@ class SkippedSteps:
         return f"skipped an update ({self.n_skipped} so far): {message}"
 
     def _write_batch(self, row: Row) -> Path:
-        config, step = self._config, row["step"] - 1
-        length, size = config.model.context_length, config.batch_size
-        n_samples = count_samples(len(self._train_file), length)
-        indices = sample_indices(n_samples, config.seed, step * size, size)
-        windows = read_windows(self._train_file, indices, length)
+        config, length = self._config, self._config.model.context_length
+        files, indices = draw_samples(
+            self._source,
+            seed=config.seed,
+            first=first_sample(self._batch_sizes, row["step"] - 1),
+            count=config.batch_size,
+            context_length=length,
+        )
+        windows = read_samples(self._source, files, indices, length)
         batch = {"samples": indices.tolist(), "token_ids": windows.tolist()}
+        if isinstance(self._source, Mixture):
+            batch = {"sources": files.tolist()} | batch
         report = {key: repr(value) for key, value in row.items()} | batch
         path = config.out / f"nonfinite_step_{row['step']:08d}.json"
         write_atomically(path, json.dumps(report).encode())

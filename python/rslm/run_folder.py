@@ -1,4 +1,4 @@
-"""The folder of a run: its files, the lock on it, and being told to stop.
+"""The folder of a run: its files, the lock on it, writing beside training, being told to stop.
 
 `config.toml` (resolved), `env.json` (an entry for each start), `metrics.jsonl` and `samples.md`
 (append-only), `checkpoints/`. Two processes cannot use it at once.
@@ -6,6 +6,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,9 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,17 +53,36 @@ def open_run_folder(
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY)
         try:
-            try:
-                # On the folder itself: the system drops the lock when the process dies.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BlockingIOError(f"another process uses the run folder {out}") from None
+            _lock(descriptor, out)
             _check_folder(out, config, resume=resume, resumable=resumable)
             if not (out / "config.toml").exists():
                 write_config(out, config)
             yield
         finally:
             os.close(descriptor)
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    """Locks the folder itself, so that the system drops the lock when the process dies."""
+    # Whoever lists runs looks at the lock by holding it for a moment.
+    for _ in range(5):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.02)
+    raise BlockingIOError(f"another process uses the run folder {out}")
+
+
+def is_in_use(out: Path) -> bool:
+    """Whether a process holds the lock on a run folder."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_config(out: Path, config: object) -> None:
@@ -116,6 +138,22 @@ def require_run_state(state: Row, source: Path) -> None:
         raise FormatError(f"{source}: elapsed_seconds must be a number from 0 up, got {seconds!r}")
     if not isinstance(state.get("data"), dict):
         raise FormatError(f"{source}: data must be an object, got {state.get('data')!r}")
+    sizes = state.get("batch_sizes")
+    if not _are_batch_sizes(sizes, state["step"]):
+        raise FormatError(
+            f"{source}: batch_sizes must be pairs of a step and a size, from step 0, got {sizes!r}"
+        )
+
+
+def _are_batch_sizes(value: object, step: int) -> bool:
+    """Whether a value read from a file is the list of a run that has made `step` updates."""
+    if not isinstance(value, list) or not all(
+        isinstance(entry, list) and list(map(type, entry)) == [int, int] for entry in value
+    ):
+        return False
+    starts, sizes = [entry[0] for entry in value], [entry[1] for entry in value]
+    ascending = all(a < b for a, b in itertools.pairwise(starts))
+    return starts[:1] == [0] and ascending and starts[-1] <= step and min(sizes) >= 1
 
 
 class AppendedFile:
@@ -139,9 +177,12 @@ class AppendedFile:
 
     def write(self, text: str) -> None:
         """Appends in one system call, so that a killed process leaves at most a cut line."""
-        data = text.encode()
-        self._file.write(data)
-        self.n_bytes += len(data)
+        rest = memoryview(text.encode())
+        while rest:
+            # A disk that fills up takes a part, and says so at the next call only.
+            n_written = self._file.write(rest)
+            self.n_bytes += n_written
+            rest = rest[n_written:]
 
     def write_row(self, row: Row) -> None:
         """Appends one line of JSON; a number that JSON cannot hold becomes null."""
@@ -218,8 +259,77 @@ def append_start(out: Path, entry: Row) -> None:
     write_atomically(path, json.dumps([*starts, entry], indent=1).encode())
 
 
+class Background:
+    """Does jobs one after the other in a thread of its own, while the caller goes on.
+
+    The error of a job is raised by the call that comes next, `check` included, or at the end of
+    the block; jobs that wait behind one that failed are dropped. The end of the block waits for
+    all jobs, also where it is left by an exception: no thread outlives the lock on the folder.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background")
+        self._jobs: list[Future[None]] = []
+        self._has_failed = False
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Has a job done after those before it."""
+        self.check()
+        self._jobs.append(self._pool.submit(self._do, job))
+
+    def _do(self, job: Callable[[], None]) -> None:
+        # Decided here, in the thread: a job builds on those before it, and the caller may learn
+        # of an error much later.
+        if not self._has_failed:
+            try:
+                job()
+            except BaseException:
+                self._has_failed = True
+                raise
+
+    def check(self) -> None:
+        """Raises the error of a job that failed; waits for nothing."""
+        while self._jobs and self._jobs[0].done():
+            self._take_first()
+
+    def wait(self) -> None:
+        """Waits until all jobs are done."""
+        while self._jobs:
+            self._take_first()
+
+    def _take_first(self) -> None:
+        self._jobs[0].exception()  # Waits; an interrupt meanwhile leaves the job in the list.
+        job = self._jobs.pop(0)
+        try:
+            job.result()
+        except BaseException:
+            wait(self._jobs)  # They do nothing more.
+            self._jobs.clear()
+            self._has_failed = False
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, a scheduler's notice to leave, and what it can be told to send some time before that."""
+
+
 class StopSignals:
-    """Takes SIGINT and SIGTERM as requests, from which the loop makes an orderly stop.
+    """Takes `STOP_SIGNALS` as requests, from which the loop makes an orderly stop.
 
     A second signal acts at once. Outside the main thread signals are left as they are.
     """
@@ -230,7 +340,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

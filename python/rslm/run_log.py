@@ -74,12 +74,17 @@ class Meter:
         tokens_per_step: int,
         flops_per_token: float,
         peak_flops: float,
+        first_step: int = 0,
+        first_token: int = 0,
     ) -> None:
         self.clock = clock
         self._device = device
         self._tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
+        # Where the batch size changed last: tokens are counted on from there.
+        self._first_step = first_step
+        self._first_token = first_token
         self._pending: list[tuple[int, float, Tensor, Tensor]] = []
         self._last_seconds: float | None = None
 
@@ -121,7 +126,7 @@ class Meter:
         return self._position(step) | {"val_loss": loss, "val_bits_per_byte": bits_per_byte}
 
     def _position(self, step: int) -> Row:
-        n_tokens = step * self._tokens_per_step
+        n_tokens = self._first_token + (step - self._first_step) * self._tokens_per_step
         return {
             "step": step,
             "n_tokens": n_tokens,

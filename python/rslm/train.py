@@ -2,16 +2,19 @@
 
 A run folder holds `config.toml` (resolved), `env.json` (one entry per start), `tokenizer.json`,
 `metrics.jsonl`, `samples.md`, `loss_curve.png` and `checkpoints/`. A checkpoint of step s is the
-state right after update s, before what else is due at s: validation and samples are made when
-the loop comes round, so a run that is stopped or killed in them repeats them when it is resumed.
+state right after update s, before what else is due at s. Validation and samples are always made
+from a state that was saved first, so a run that is stopped or killed in them loses nothing and
+makes them again. A thread writes the checkpoint; the loop waits only while the state is copied.
 Whatever is random is a function of (seed, purpose, step), so there is no generator to restore.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +26,13 @@ from torch.optim import Optimizer
 from rslm import checkpoint
 from rslm.architecture import TransformerConfig, n_parameters, train_flops_per_token
 from rslm.batches import (
+    BatchSizes,
+    Mixture,
+    continue_batch_sizes,
     count_samples,
     counter_seed,
+    first_sample,
+    mixing_slots,
     sample_batch,
     split_windows,
 )
@@ -41,11 +49,13 @@ from rslm.optim import optimizer_step
 from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
 from rslm.run_folder import (
     AppendedFile,
+    Background,
     Row,
     StopSignals,
     append_start,
     describe_environment,
     open_run_folder,
+    read_metrics,
     require_run_state,
     versions,
     write_config,
@@ -66,8 +76,8 @@ class TrainResult:
 
     Attributes:
         out: the run folder.
-        reason: "finished"; "interrupted" by SIGINT or "terminated" by SIGTERM, after which a
-            checkpoint of the step was saved.
+        reason: "finished"; "interrupted" by SIGINT, or "terminated" by SIGTERM, SIGUSR1 or
+            SIGUSR2, after which a checkpoint of the step was saved.
         step: updates made.
         loss: training loss of the last one, in nats per token; None if this call made none.
         val_loss: likewise of the last validation.
@@ -91,8 +101,10 @@ def train(
 
     Equal configs and data give equal weights and metrics (but for `CLOCK_KEYS`) on a CPU with
     the same number of threads, whether or not the run was stopped, killed and resumed between.
-    SIGINT and SIGTERM finish the step, save and return; a second one acts at once. With `resume`
-    a run goes on from its newest good checkpoint, and one that was never begun begins.
+    SIGINT and SIGTERM finish the micro-batch, save and return; a second one acts at once. With
+    `resume` a run goes on from its newest good checkpoint, and one that was never begun begins.
+    A changed batch size counts from there on: the order of the data goes on with the sample that
+    would have been next.
 
     Args:
         config: the run.
@@ -105,6 +117,7 @@ def train(
         FormatError: a token file or checkpoint is damaged.
         FloatingPointError: loss or gradients stayed infinite or not a number, step after step;
             a few such steps are skipped, and their batches written to the run folder.
+        OSError: the disk is full; the checkpoints before still stand.
     """
     device, console = choose_device(config.device), console or Console(stderr=True)
     data = open_data(config)
@@ -123,23 +136,30 @@ def train(
 
         metrics = stack.enter_context(AppendedFile(out / "metrics.jsonl", state["metrics_bytes"]))
         samples = stack.enter_context(AppendedFile(out / "samples.md", state["samples_bytes"]))
+        step, best = state["step"], best_validation(config)
+        batch_sizes = continue_batch_sizes(state["batch_sizes"], step, config.batch_size)
         clock = Clock(state["elapsed_seconds"])
-        meter = make_meter(config, device, clock)
-        record_start(config, data, device, state["step"])
+        meter = make_meter(config, device, clock, batch_sizes)
+        record_start(config, data, device, step)
         stop = stack.enter_context(StopSignals())
-        display = stack.enter_context(open_display(config, state["step"], console))
-        skipped = SkippedSteps(config, data.train, state.get("skipped"))
-        saved_step, stopping, finished = state["step"], False, False
+        writer = stack.enter_context(Background())
+        display = stack.enter_context(open_display(config, step, console))
+        skipped = SkippedSteps(config, data.source, batch_sizes, state.get("skipped"))
+        stopping = saving = finished = False
+        saved_at = clock.elapsed_seconds
         row, validation = Row(), Row()
 
-        for step in range(state["step"], config.n_steps + 1):
-            # `step` updates are made. Their checkpoint comes before validation and samples: a
-            # run that is cut short in those loses nothing and makes them again.
-            if step > saved_step and (stopping or is_due(step, config.checkpoint_every, config)):
-                state = run_state(config, data, step, clock, metrics, samples, skipped)
+        while True:
+            # `step` updates are made, and their rows written.
+            if saving:
                 with clock.away():
-                    save(config, model, optimizer, state)
-                saved_step = step
+                    # Two checkpoints in memory would be one too many.
+                    writer.wait()
+                    state = run_state(
+                        config, data, batch_sizes, step, clock, metrics, samples, skipped
+                    )
+                    save(config, model, optimizer, state, best.step, writer)
+                saving, saved_at = False, clock.elapsed_seconds
             if stopping:
                 break
             if data.valid is not None and is_due(step, config.validate_every, config):
@@ -158,6 +178,9 @@ def train(
                 validation = meter.validation_row(step, evaluation.loss, evaluation.bits_per_byte)
                 metrics.write_row(validation)
                 display.show(validation)
+                if config.keep_best and evaluation.loss < best.val_loss:
+                    best = Best(step, evaluation.loss)
+                    writer.start(partial(mark_best, config, step))
             if data.tokenizer is not None and is_due(step, config.sample_every, config):
                 with clock.away():
                     samples.write(sample_text(model, data.tokenizer, config, step))
@@ -166,11 +189,12 @@ def train(
                 break
 
             windows = sample_batch(
-                data.train,
+                data.source,
                 seed=config.seed,
                 step=step,
                 batch_size=config.batch_size,
                 context_length=config.model.context_length,
+                first=first_sample(batch_sizes, step),
             )
             loss = accumulate_gradients(
                 forward,
@@ -179,26 +203,31 @@ def train(
                 device,
                 autocast_dtype,
                 z_loss=config.model.z_loss,
+                should_stop=stop.requested,
             )
-            learning_rate = scheduled_learning_rate(config, step)
-            grad_norm = optimizer_step(
-                optimizer,
-                learning_rate=learning_rate,
-                max_grad_norm=config.optimizer.max_grad_norm,
-            )
-            meter.add(step + 1, learning_rate=learning_rate, loss=loss, grad_norm=grad_norm)
+            if loss is None:  # Told to stop within the batch: it is read again at the resumption.
+                optimizer.zero_grad(set_to_none=True)
+            else:
+                learning_rate = scheduled_learning_rate(config, step)
+                grad_norm = optimizer_step(
+                    optimizer,
+                    learning_rate=learning_rate,
+                    max_grad_norm=config.optimizer.max_grad_norm,
+                )
+                step += 1
+                meter.add(step, learning_rate=learning_rate, loss=loss, grad_norm=grad_norm)
 
             stopping = stop.requested()
-            if stopping or is_fetched(step + 1, config, device):
+            is_late = clock.elapsed_seconds - saved_at >= 60 * config.checkpoint_minutes
+            saving = step > state["step"] and (stopping or is_late or is_saved(step, config))
+            if stopping or saving or is_fetched(step, config, device):
                 for row in meter.take_rows():
                     if (note := skipped.check(row)) is not None:
                         display.note(note)
                     metrics.write_row(row)
                     display.show(row)
-
-        if step > saved_step:  # Validation was told to stop.
-            state = run_state(config, data, step, clock, metrics, samples, skipped)
-            save(config, model, optimizer, state)
+            writer.check()
+        writer.wait()
     write_loss_curve(out, f"{out.name} ({model_summary(config)})")
     return TrainResult(
         out=out,
@@ -213,11 +242,20 @@ def train(
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The opened data of a run; the tokenizer is that of the training file, where it has one."""
+    """The opened data of a run; the tokenizer is that of the training file, where it has one.
+
+    `source` is what batches are drawn from: `train`, or a mixture of which it is the first file.
+    """
 
     train: TokenFile
+    source: TokenFile | Mixture
     valid: TokenFile | None
     tokenizer: Tokenizer | None
+
+    @property
+    def train_files(self) -> tuple[TokenFile, ...]:
+        """All files to train on."""
+        return self.source.token_files if isinstance(self.source, Mixture) else (self.train,)
 
     @property
     def token_byte_lengths(self) -> npt.NDArray[np.uint32] | None:
@@ -225,21 +263,33 @@ class Data:
         return None if self.tokenizer is None else self.tokenizer.token_byte_lengths
 
     @property
-    def fingerprints(self) -> dict[str, str | None]:
+    def fingerprints(self) -> Row:
         """What identifies the data, wherever it lies."""
         valid = None if self.valid is None else self.valid.fingerprint
-        return {"train": self.train.fingerprint, "valid": valid}
+        mixed_in = [token_file.fingerprint for token_file in self.train_files[1:]]
+        known: Row = {"train": self.train.fingerprint, "valid": valid}
+        return known | {"mixed_in": mixed_in} if mixed_in else known
 
 
 def open_data(config: TrainConfig) -> Data:
     """Opens the token files and the tokenizer inside the first.
 
     Raises:
-        FormatError: a file is damaged, or the two were made by different tokenizers.
-        ValueError: the training file is shorter than one window.
+        FormatError: a file is damaged, or they were made by different tokenizers.
+        ValueError: a training file is shorter than one window, or a weight is out of range.
     """
-    train_file = TokenFile.open(config.data.train)
-    count_samples(len(train_file), config.model.context_length)
+    train_files = tuple(map(TokenFile.open, (config.data.train, *config.data.mixed_in)))
+    train_file = train_files[0]
+    for token_file in train_files:
+        count_samples(len(token_file), config.model.context_length)
+        if token_file.tokenizer_sha256 != train_file.tokenizer_sha256:
+            raise FormatError(
+                f"{token_file.path} was made by another tokenizer than {config.data.train}"
+            )
+    source: TokenFile | Mixture = train_file
+    if len(train_files) > 1:
+        slots = mixing_slots(config.data.weights or list(map(len, train_files)), config.seed)
+        source = Mixture(token_files=train_files, slots=slots)
     valid_file = None if config.data.valid is None else TokenFile.open(config.data.valid)
     if valid_file is not None and len(valid_file) < 2:
         raise ValueError(f"{config.data.valid} must hold at least 2 tokens, got {len(valid_file)}")
@@ -249,7 +299,7 @@ def open_data(config: TrainConfig) -> Data:
         )
     record = train_file.tokenizer_json
     tokenizer = None if record is None else Tokenizer.from_json(record)
-    return Data(train=train_file, valid=valid_file, tokenizer=tokenizer)
+    return Data(train=train_file, source=source, valid=valid_file, tokenizer=tokenizer)
 
 
 def resolve_model(model: TransformerConfig, train_file: TokenFile) -> TransformerConfig:
@@ -320,7 +370,8 @@ def restore(
     if newest is None:
         if config.init_from is not None:
             checkpoint.load_weights(checkpoint.weights_path(config.init_from), model)
-        return {"step": 0, "elapsed_seconds": 0.0, "metrics_bytes": 0, "samples_bytes": 0}
+        begun = {"step": 0, "batch_sizes": [], "elapsed_seconds": 0.0}
+        return begun | {"metrics_bytes": 0, "samples_bytes": 0}
     require_run_state(checkpoint.read_state(newest), newest / checkpoint.STATE)
     state = checkpoint.load_run_checkpoint(newest, model, optimizer)
     if state["data"] != data.fingerprints:
@@ -331,16 +382,57 @@ def restore(
     return state
 
 
-def save(config: TrainConfig, model: Transformer, optimizer: Optimizer, state: Row) -> None:
-    """Writes the checkpoint of a state and removes the oldest."""
+def save(
+    config: TrainConfig,
+    model: Transformer,
+    optimizer: Optimizer,
+    state: Row,
+    best_step: int | None,
+    writer: Background,
+) -> None:
+    """Copies the state, and has the copy written and the oldest checkpoint removed."""
     folder = config.out / "checkpoints"
-    checkpoint.write_run_checkpoint(folder, model, optimizer, state)
-    checkpoint.prune_checkpoints(folder, config.keep_checkpoints)
+    snapshot = checkpoint.take_snapshot(model, optimizer)
+
+    def write() -> None:
+        checkpoint.write_snapshot(folder, snapshot, state)
+        checkpoint.prune_checkpoints(folder, config.keep_checkpoints, best_step)
+
+    writer.start(write)
+
+
+class Best(NamedTuple):
+    """The lowest validation loss so far, and the step it was reached at."""
+
+    step: int | None
+    val_loss: float
+
+
+def best_validation(config: TrainConfig) -> Best:
+    """The best of the validations in the metrics whose checkpoint still exists."""
+    folder = config.out / "checkpoints"
+    validated = [
+        Best(row["step"], row["val_loss"])
+        for row in read_metrics(config.out / "metrics.jsonl")
+        if row.get("val_loss") is not None and checkpoint.step_folder(folder, row["step"]).exists()
+    ]
+    none = Best(None, math.inf)
+    return (
+        min(validated, key=lambda best: best.val_loss, default=none) if config.keep_best else none
+    )
+
+
+def mark_best(config: TrainConfig, step: int) -> None:
+    """Marks the checkpoint of a step as the best; the one before may go."""
+    folder = config.out / "checkpoints"
+    checkpoint.mark_best(folder, step)
+    checkpoint.prune_checkpoints(folder, config.keep_checkpoints, step)
 
 
 def run_state(
     config: TrainConfig,
     data: Data,
+    batch_sizes: BatchSizes,
     step: int,
     clock: Clock,
     metrics: AppendedFile,
@@ -349,9 +441,10 @@ def run_state(
 ) -> Row:
     """What a checkpoint says beside the tensors; it counts on the files as they are now."""
     return {
-        "format": 1,
+        "format": 2,
         "step": step,
-        "n_tokens": step * config.batch_size * config.model.context_length,
+        "n_tokens": first_sample(batch_sizes, step) * config.model.context_length,
+        "batch_sizes": batch_sizes,
         "elapsed_seconds": clock.elapsed_seconds,
         "metrics_bytes": metrics.sync(),
         "samples_bytes": samples.sync(),
@@ -369,12 +462,16 @@ def record_start(config: TrainConfig, data: Data, device: torch.device, step: in
     write_config(config.out, config)
     if data.train.tokenizer_json is not None:
         write_atomically(config.out / "tokenizer.json", data.train.tokenizer_json)
-    entry = {"first_step": step, "seed": config.seed, "device": str(device)}
+    entry: Row = {"first_step": step, "seed": config.seed, "device": str(device)}
+    entry["batch_size"] = config.batch_size
     append_start(config.out, entry | {"data": data.fingerprints} | describe_environment())
 
 
-def make_meter(config: TrainConfig, device: torch.device, clock: Clock) -> Meter:
+def make_meter(
+    config: TrainConfig, device: torch.device, clock: Clock, batch_sizes: BatchSizes
+) -> Meter:
     """The meter of this model on this device."""
+    first_step = batch_sizes[-1][0]
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     return Meter(
         clock,
@@ -382,6 +479,8 @@ def make_meter(config: TrainConfig, device: torch.device, clock: Clock) -> Meter
         tokens_per_step=config.batch_size * config.model.context_length,
         flops_per_token=train_flops_per_token(config.model),
         peak_flops=peak_flops(device, dtype),
+        first_step=first_step,
+        first_token=first_sample(batch_sizes, first_step) * config.model.context_length,
     )
 
 
@@ -411,6 +510,13 @@ def is_due(step: int, every: int | None, config: TrainConfig) -> bool:
     return step == config.n_steps or (every is not None and step > 0 and step % every == 0)
 
 
+def is_saved(step: int, config: TrainConfig) -> bool:
+    """Whether the state after `step` updates is saved: before anything else that is due then."""
+    validated = config.validate_every if config.data.valid is not None else None
+    every = (config.checkpoint_every, validated, config.sample_every)
+    return any(is_due(step, steps, config) for steps in every)
+
+
 def is_fetched(step: int, config: TrainConfig, device: torch.device) -> bool:
     """Whether the numbers of the updates so far are fetched from the device after `step`.
 
@@ -429,16 +535,20 @@ def accumulate_gradients(
     autocast_dtype: torch.dtype | None,
     *,
     z_loss: float = 0.0,
-) -> Tensor:
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
     """Adds the gradients of the mean loss over all windows; returns that loss, on the device.
 
     What is returned is the cross-entropy alone, what is differentiated has the z-loss in it.
 
     Each micro-batch is weighted by its share of the target tokens, so the sum does not depend
-    on how the batch is cut, up to rounding.
+    on how the batch is cut, up to rounding. Returns None, with gradients of a part of the
+    windows, when `should_stop` became true between micro-batches.
     """
     total = torch.zeros((), device=device)
     for first in range(0, len(windows), micro_batch_size):
+        if first > 0 and should_stop():
+            return None
         inputs, targets = split_windows(windows[first : first + micro_batch_size], device)
         with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
             minimised, loss = training_loss(model(inputs), targets, z_loss=z_loss)

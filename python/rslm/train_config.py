@@ -15,12 +15,13 @@ MAX_THREADS = 1024
 
 RESUMABLE = frozenset(
     {
-        *("out", "data.train", "data.valid", "device", "compile", "n_threads", "micro_batch_size"),
-        *("checkpoint_every", "keep_checkpoints", "log_every", "recompute_blocks"),
-        "optimizer.max_skipped_steps",
+        *("out", "data.train", "data.valid", "data.mixed_in", "device", "compile", "n_threads"),
+        *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "log_every"),
+        *("batch_size", "micro_batch_size", "recompute_blocks", "optimizer.max_skipped_steps"),
     }
 )
-"""Options that may change at a resumption: they alter the order of floating-point sums at most.
+"""Options that may change at a resumption: they alter the order of floating-point sums at most,
+but for `batch_size`, whose change is part of the run's record.
 
 Data may have moved; that it is the same data is checked by its fingerprint.
 """
@@ -34,6 +35,15 @@ class DataConfig:
     """Token file to train on."""
     valid: Path | None = None
     """Token file to validate on; none: no validation."""
+    mixed_in: tuple[Path, ...] = ()
+    """Further token files to train on, in turns with the first by weight."""
+    weights: tuple[float, ...] = ()
+    """Shares of train and of each of mixed-in; by their tokens unless given."""
+
+    def __post_init__(self) -> None:
+        n_files, n_weights = 1 + len(self.mixed_in), len(self.weights)
+        fits = n_weights in (0, n_files) and (n_weights == 0 or n_files > 1)
+        _require(fits, "weights", "one number for train and each of mixed_in", self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +175,7 @@ class TrainConfig:
     n_steps: int = 5000
     """Optimizer updates."""
     batch_size: int = 32
-    """Sequences per update."""
+    """Sequences per update; when a run is resumed with another one, the data's order goes on."""
     micro_batch_size: int | None = None
     """Sequences per forward pass, to save memory; divides batch_size."""
     recompute_blocks: int | None = None
@@ -183,9 +193,13 @@ class TrainConfig:
     n_validation_tokens: int | None = None
     """Tokens of the validation file to predict, from its start; all unless given."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; there is one at the end in any case."""
+    """Steps between checkpoints; there is one before validation and samples in any case."""
+    checkpoint_minutes: float = 30.0
+    """Minutes between checkpoints at most; inf: steps alone decide."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    keep_best: bool = True
+    """Keep the checkpoint with the lowest validation loss as well, as checkpoints/best."""
     sample_every: int | None = None
     """Steps between samples in samples.md; only at the end unless given."""
     sample_prompt: str = ""
@@ -213,6 +227,8 @@ class TrainConfig:
         warmup = self.optimizer.warmup_steps
         _require(warmup <= self.n_steps, "warmup_steps", f"at most n_steps {self.n_steps}", warmup)
         _require(0 <= self.seed < 2**64, "seed", "in [0, 2^64)", self.seed)
+        minutes = self.checkpoint_minutes
+        _require(minutes >= 0, "checkpoint_minutes", "at least 0", minutes)
         if self.optimizer.schedule in ("wsd", "wsd-s"):
             wsd_s_schedule(
                 0,

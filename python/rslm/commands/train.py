@@ -168,7 +168,7 @@ def describe(config: TrainConfig, options: TrainOptions) -> None:
 
         data = open_data(config)
         config = replace(config, model=resolve_model(config.model, data.train))
-        n_data_tokens = len(data.train)
+        n_data_tokens = sum(map(len, data.train_files))
     n_tokens = config.n_steps * config.batch_size * config.model.context_length
     fields = {
         "out": config.out,

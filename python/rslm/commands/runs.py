@@ -1,0 +1,107 @@
+"""`rslm runs ls | show | plot | diff`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rslm.commands.inputs import Files
+from rslm.commands.tokenizer import File
+from rslm.terminal import Switch, note, print_fields, print_json, print_table
+
+COLUMNS = ("status", "step", "n_steps", "loss", "val_loss", "best_val_loss", "tokens_per_second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LsOptions:
+    """List the runs in a folder."""
+
+    folder: File = Path("runs")
+    """Folder of run folders."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def ls(options: LsOptions) -> None:
+    """Prints a row for each run, by name."""
+    from rslm.runs import find_runs, read_run, summarise
+
+    rows = [summarise(read_run(path)) for path in find_runs(options.folder)]
+    if options.json:
+        print_json(rows)
+        return
+    print_table(["run", *COLUMNS], [[row[key] for key in ("run", *COLUMNS)] for row in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Describe a run."""
+
+    run: File
+    """Run folder."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def show(options: ShowOptions) -> None:
+    """Prints how far the run came, its checkpoints, its losses as a line, its options."""
+    from rslm.run_log import sparkline
+    from rslm.runs import describe, read_run
+
+    run = read_run(options.run)
+    record = describe(run)
+    if options.json:
+        print_json(record)
+        return
+    config = record.pop("config")
+    record["checkpoints"] = " ".join(record["checkpoints"])
+    print_fields(record | {"losses": sparkline(run.curve("loss", "step")[1], 60)})
+    print()
+    print_fields(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw a metric of several runs in one picture."""
+
+    runs: Files
+    """Run folders."""
+    out: Path = Path("runs.png")
+    """Picture to write, in the format of its name."""
+    metric: str = "val_loss"
+    """Key of metrics.jsonl to draw."""
+    over: str = "n_tokens"
+    """Key to draw it over: n_tokens, step, train_flops or elapsed_seconds."""
+
+
+def plot(options: PlotOptions) -> None:
+    """Writes the picture."""
+    from rslm.runs import plot_runs, read_run
+
+    if not options.runs:
+        raise ValueError("runs must name at least one run folder")
+    runs = [read_run(path) for path in options.runs]
+    plot_runs(runs, options.out, metric=options.metric, over=options.over)
+    note(f"wrote {options.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffOptions:
+    """Compare the options and the results of two runs."""
+
+    one: File
+    """Run folder."""
+    other: File
+    """Run folder to compare it with."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def diff(options: DiffOptions) -> None:
+    """Prints what differs, side by side."""
+    from rslm.runs import differences, read_run
+
+    pairs = differences(read_run(options.one), read_run(options.other))
+    if options.json:
+        print_json({name: list(pair) for name, pair in pairs.items()})
+        return
+    rows = [[name, *map(str, pair)] for name, pair in pairs.items()]
+    print_table(["", str(options.one), str(options.other)], rows)

@@ -1,0 +1,182 @@
+"""What run folders say: their state, their numbers, how two differ, their curves in one picture.
+
+Reads folders only, of runs that are under way as well: nothing is written but a picture where
+one is asked for. A run of another version, with options unknown here, is read as well.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rslm import checkpoint
+from rslm.config import read_toml
+from rslm.errors import FormatError
+from rslm.run_folder import Row, flatten, is_in_use
+from rslm.run_log import smooth
+
+Status = Literal["running", "finished", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder, as it was when it was read.
+
+    Attributes:
+        path: the folder.
+        config: its options, nested as in `config.toml`.
+        rows: all rows of its metrics.
+        status: "running" where a process holds the folder, else whether all steps were made.
+    """
+
+    path: Path
+    config: Row
+    rows: list[Row]
+    status: Status
+
+    @property
+    def n_steps(self) -> int:
+        """Updates the run is to make."""
+        return int(self.config.get("n_steps", 0))
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and loss of the best validation."""
+        validated = [(row["val_loss"], row["step"]) for row in self.rows if _has(row, "val_loss")]
+        return min(validated)[::-1] if validated else None
+
+    def last(self, key: str) -> Any:
+        """The last value of a metric; None where there is none."""
+        return next((row[key] for row in reversed(self.rows) if _has(row, key)), None)
+
+    def curve(self, key: str, over: str) -> tuple[list[Any], list[Any]]:
+        """Where a metric was taken, by step or another metric, and its values."""
+        rows = [row for row in self.rows if _has(row, key) and _has(row, over)]
+        return [row[over] for row in rows], [row[key] for row in rows]
+
+
+def _has(row: Row, key: str) -> bool:
+    return row.get(key) is not None
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        FileNotFoundError: it is none: it has no `config.toml`.
+        FormatError: its metrics are damaged.
+        ValueError: its config is no TOML.
+    """
+    config = read_toml(path / "config.toml")
+    rows = _read_rows(path / "metrics.jsonl")
+    step = rows[-1]["step"] if rows else 0
+    status: Status = "finished" if step == config.get("n_steps") else "stopped"
+    return Run(path=path, config=config, rows=rows, status="running" if is_in_use(path) else status)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics file, none where there is no file yet."""
+    text = path.read_text() if path.exists() else ""
+    rows: list[Row] = []
+    # A line that is still being written has no end.
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if line.endswith("\n"):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise FormatError(f"{path}, line {number} is not JSON: {error}") from None
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise FormatError(f"{path}, line {number} must be an object with a step")
+            rows.append(row)
+    return rows
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders in a folder, by name; the folder alone where it is one itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} must be a folder of runs, and does not exist")
+    if (folder / "config.toml").is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/config.toml"))
+
+
+def summarise(run: Run) -> Row:
+    """A run in one row of a table."""
+    best = run.best
+    return {
+        "run": run.path.name,
+        "status": run.status,
+        "step": run.step,
+        "n_steps": run.n_steps,
+        "n_tokens": run.last("n_tokens"),
+        "loss": run.last("loss"),
+        "val_loss": run.last("val_loss"),
+        "val_bits_per_byte": run.last("val_bits_per_byte"),
+        "best_step": None if best is None else best[0],
+        "best_val_loss": None if best is None else best[1],
+        "tokens_per_second": run.last("tokens_per_second"),
+        "elapsed_seconds": run.last("elapsed_seconds"),
+    }
+
+
+def describe(run: Run) -> Row:
+    """All that is known of a run: its row, its starts, its checkpoints, its options."""
+    starts = run.path / "env.json"
+    folder = run.path / "checkpoints"
+    return summarise(run) | {
+        "n_starts": len(json.loads(starts.read_text())) if starts.exists() else 0,
+        "checkpoints": [path.name for path in checkpoint.list_checkpoints(folder)],
+        "best_checkpoint": os.readlink(folder / checkpoint.BEST)
+        if (folder / checkpoint.BEST).is_symlink()
+        else None,
+        "config": flatten(run.config),
+    }
+
+
+def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """The options in which two runs differ, and then how far each came; the folder is left out."""
+    options = [flatten(run.config) for run in (one, other)]
+    names = [name for name in options[0] | options[1] if name != "out"]
+    pairs = {name: (options[0].get(name), options[1].get(name)) for name in names}
+    numbers = [summarise(run) for run in (one, other)]
+    pairs |= {name: (numbers[0][name], numbers[1][name]) for name in numbers[0] if name != "run"}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def plot_runs(runs: Sequence[Run], out: Path, *, metric: str, over: str) -> None:
+    """Draws one metric of several runs over another, as a picture in the format of `out`'s name.
+
+    Raises:
+        ValueError: no run has the metric, or the format is unknown.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for run in runs:
+        places, values = run.curve(metric, over)
+        # A training loss of every step is too rough to compare by eye.
+        drawn = smooth(values) if metric == "loss" else values
+        if values:
+            axes.plot(places, drawn, label=run.path.name, linewidth=1.5)
+    if not axes.lines:
+        known = sorted({key for run in runs for row in run.rows for key in row})
+        raise ValueError(
+            f"metric must be one that a run has over {over} ({', '.join(known)}), got {metric!r}"
+        )
+    axes.set(xlabel=over, ylabel=metric)
+    axes.grid(color="#e2e2e2", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(out)

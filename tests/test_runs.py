@@ -1,0 +1,147 @@
+"""What `rslm runs` reads from run folders, and how its commands show it."""
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rslm import train as loop
+from rslm.checkpoint import list_checkpoints
+from rslm.cli import main
+from rslm.errors import FormatError
+from rslm.run_folder import open_run_folder, read_metrics
+from rslm.runs import describe, differences, find_runs, plot_runs, read_run, summarise
+from rslm.train import train
+from rslm.train_config import TrainConfig
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def runs(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """Two runs that differ in seed and batch size, in one folder with something that is none."""
+    monkeypatch.setattr(loop, "peak_flops", lambda *_: 1e12)
+    monkeypatch.setattr(loop, "write_loss_curve", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    folder = tmp_path / "runs"
+    (folder / "notes").mkdir(parents=True)
+    train(tiny_config(out=folder / "b"))
+    train(tiny_config(out=folder / "a", seed=1, batch_size=2))
+    return folder / "a", folder / "b"
+
+
+def test_runs_of_a_folder_are_found_by_name(runs: tuple[Path, Path]) -> None:
+    assert find_runs(runs[0].parent) == list(runs)
+    assert find_runs(runs[1]) == [runs[1]]
+    assert find_runs(runs[0].parent / "notes") == []
+    with pytest.raises(FileNotFoundError, match="must be a folder of runs"):
+        find_runs(runs[0].parent / "missing")
+
+
+def test_summary_holds_the_numbers_of_the_metrics(runs: tuple[Path, Path]) -> None:
+    rows = read_metrics(runs[1] / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    validated = [(row["val_loss"], row["step"]) for row in rows if "val_loss" in row]
+    summary = summarise(read_run(runs[1]))
+    assert summary["run"] == "b"
+    assert (summary["status"], summary["step"], summary["n_steps"]) == ("finished", 20, 20)
+    assert summary["n_tokens"] == 20 * 4 * 16
+    assert summary["loss"] == losses[-1]
+    assert summary["val_loss"] == validated[-1][0]
+    assert (summary["best_val_loss"], summary["best_step"]) == min(validated)
+
+
+def test_run_is_running_while_its_folder_is_locked(
+    runs: tuple[Path, Path], tiny_config: MakeConfig
+) -> None:
+    config = tiny_config(out=runs[1])
+    config = replace(config, model=replace(config.model, vocab_size=257))
+    with open_run_folder(runs[1], config, resume=True, resumable=()):
+        assert read_run(runs[1]).status == "running"
+    assert read_run(runs[1]).status == "finished"
+
+
+def test_run_that_was_cut_short_is_stopped_and_its_half_line_left_out(
+    runs: tuple[Path, Path],
+) -> None:
+    path = runs[0] / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:7]) + lines[7][:10])
+    run = read_run(runs[0])
+    assert run.status == "stopped"
+    assert run.step == json.loads(lines[6])["step"]
+    path.unlink()
+    summary = summarise(read_run(runs[0]))
+    assert (summary["step"], summary["loss"], summary["best_step"]) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "is not JSON"), ("[]", "object with a step"), ('{"step": "1"}', "object with a step")],
+)
+def test_damaged_metrics_are_named_by_line(
+    runs: tuple[Path, Path], line: str, message: str
+) -> None:
+    path = runs[0] / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(FormatError, match=rf"metrics.jsonl, line 2 .*{message}"):
+        read_run(runs[0])
+
+
+def test_description_lists_checkpoints_and_options(runs: tuple[Path, Path]) -> None:
+    record = describe(read_run(runs[0]))
+    found = [path.name for path in list_checkpoints(runs[0] / "checkpoints")]
+    assert record["checkpoints"] == found
+    assert record["best_checkpoint"] == os.readlink(runs[0] / "checkpoints" / "best")
+    assert record["n_starts"] == 1
+    assert record["config"]["model.d_model"] == 16
+
+
+def test_differences_are_of_options_and_of_results(runs: tuple[Path, Path]) -> None:
+    one, other = map(read_run, runs)
+    pairs = differences(one, other)
+    assert pairs["seed"] == (1, 0)
+    assert pairs["batch_size"] == (2, 4)
+    assert pairs["n_tokens"] == (640, 1280)
+    assert "out" not in pairs
+    assert "n_steps" not in pairs
+    assert pairs["val_loss"] == (one.last("val_loss"), other.last("val_loss"))
+    assert differences(one, one) == {}
+
+
+def test_plot_draws_each_run_that_has_the_metric(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "curves.svg"
+    plot_runs(list(map(read_run, runs)), out, metric="val_loss", over="step")
+    # Text is drawn as shapes, but for its comments.
+    assert all(f"<!-- {name} -->" in out.read_text() for name in ("a", "b", "val_loss", "step"))
+    with pytest.raises(ValueError, match=r"metric must be one .*val_loss.*, got 'speed'"):
+        plot_runs([read_run(runs[0])], out, metric="speed", over="step")
+
+
+def test_commands_print_tables_and_json(
+    runs: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def rslm(command: str) -> str:
+        capsys.readouterr()
+        assert main(shlex.split(command)) == 0
+        return capsys.readouterr().out
+
+    assert [line.split()[0] for line in rslm("runs ls").splitlines()] == ["run", "a", "b"]
+    assert [row["run"] for row in json.loads(rslm("runs ls runs --json"))] == ["a", "b"]
+    assert "model.d_model" in rslm("runs show runs/a")
+    assert json.loads(rslm("runs show runs/a --json"))["config"]["seed"] == 1
+    assert "batch_size" in rslm("runs diff runs/a runs/b")
+    assert json.loads(rslm("runs diff runs/a runs/b --json"))["seed"] == [1, 0]
+    rslm("runs plot runs/a runs/b --out curves.png --metric loss --over n_tokens")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
