@@ -220,10 +220,12 @@ def sample_batch(
     batch_size: int,
     context_length: int,
     first: int | None = None,
+    share: slice = slice(None),
 ) -> npt.NDArray[np.int64]:
     """The windows of a step (counted from 0): `(batch_size, context_length + 1)` token ids.
 
-    `split_windows` makes inputs and targets of them, or of any slice of their rows.
+    `split_windows` makes inputs and targets of them, or of any slice of their rows. Only the
+    windows of `share`, a process's part of the batch, are read and returned.
 
     Args:
         source: the data.
@@ -241,7 +243,7 @@ def sample_batch(
     files, indices = draw_samples(
         source, seed=seed, first=place, count=batch_size, context_length=context_length
     )
-    return read_samples(source, files, indices, context_length)
+    return read_samples(source, files[share], indices[share], context_length)
 
 
 def counter_seed(seed: int, stream: str, step: int = 0) -> int:

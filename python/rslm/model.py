@@ -349,9 +349,15 @@ class Transformer(Module):
         token_positions: Int[Tensor, "... sequence"] | None = None,
         *,
         cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "... sequence vocab_size"]:
-        """Logits of the token after each position; raises as `hidden_states` does."""
-        return self.logits(self.hidden_states(token_ids, token_positions, cache=cache))
+        last_only: bool = False,
+    ) -> Float[Tensor, "... positions vocab_size"]:
+        """Logits of the token after each position, or after the last one alone.
+
+        Takes and raises what `hidden_states` does. Where the model is sharded, this is the
+        method to call: wrappers gather weights around it.
+        """
+        hidden = self.hidden_states(token_ids, token_positions, cache=cache)
+        return self.logits(hidden[..., -1:, :] if last_only else hidden)
 
     def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab_size"]:
         """What the head makes of `hidden_states`."""

@@ -24,6 +24,7 @@ class SkippedSteps:
         source: what its batches are drawn from.
         batch_sizes: the run's so far, the last of them that of the steps to come.
         record: what `record` gave when the run was saved; None for a new run.
+        writes: whether to write files, as the first of several processes does.
 
     Attributes:
         n_skipped: steps skipped in the whole run.
@@ -39,8 +40,11 @@ class SkippedSteps:
         source: TokenFile | Mixture,
         batch_sizes: BatchSizes,
         record: Any = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self._config, self._source, self._batch_sizes = config, source, batch_sizes
+        self._writes = writes
         self.n_skipped = self.n_in_a_row = 0
         if record is not None:
             self.n_skipped, self.n_in_a_row = _counts(record)
@@ -73,6 +77,9 @@ class SkippedSteps:
 
     def _write_batch(self, row: Row) -> Path:
         config, length = self._config, self._config.model.context_length
+        path = config.out / f"nonfinite_step_{row['step']:08d}.json"
+        if not self._writes:
+            return path
         files, indices = draw_samples(
             self._source,
             seed=config.seed,
@@ -85,7 +92,6 @@ class SkippedSteps:
         if isinstance(self._source, Mixture):
             batch = {"sources": files.tolist()} | batch
         report = {key: repr(value) for key, value in row.items()} | batch
-        path = config.out / f"nonfinite_step_{row['step']:08d}.json"
         write_atomically(path, json.dumps(report).encode())
         return path
 

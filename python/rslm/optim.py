@@ -255,19 +255,24 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def optimizer_step(
-    optimizer: torch.optim.Optimizer, *, learning_rate: float, max_grad_norm: float
+    optimizer: torch.optim.Optimizer,
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    clip: Callable[[Iterable[Tensor], float], Tensor] = clip_grad_norm,
 ) -> Float[Tensor, ""]:
     """One update from the gradients at hand: clip, step, clear; returns the norm before.
 
     Every group gets `learning_rate`, times its `learning_rate_scale` where it has one;
     `max_grad_norm` infinity turns clipping off. A norm that is infinite or not a number
     updates nothing, neither parameters nor state: the returned norm tells. Asking for it
-    waits for the device.
+    waits for the device. Where gradients are divided over processes, `clip` is what knows
+    their joint norm; it is the same on all, so all skip together.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = clip_grad_norm(parameters, max_grad_norm)
+    norm = clip(parameters, max_grad_norm)
     # Zeros in place of such gradients would not do: momentum and decay would still move weights.
     if math.isfinite(norm.item()):
         optimizer.step()

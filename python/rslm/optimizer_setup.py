@@ -53,7 +53,9 @@ class MuonAdamW(torch.optim.Optimizer):
         own = ("params", "algorithm", "learning_rate_scale")
         options = {key: value for key, value in param_group.items() if key not in own}
         # An optimizer of that kind alone checks them and fills in the others.
-        completed = kinds[algorithm](param_group["params"], **options).param_groups[0]
+        # As a group, since a process that owns none of its parameters has an empty one.
+        members = [{"params": param_group["params"]}]
+        completed = kinds[algorithm](members, **options).param_groups[0]
         scale = param_group.get("learning_rate_scale", 1.0)
         group = completed | {"algorithm": algorithm, "learning_rate_scale": scale}
         super().add_param_group(group)

@@ -211,6 +211,28 @@ class AppendedFile:
         self._file.close()
 
 
+class NoFile(AppendedFile):
+    """Drops what is written: only the first of several processes writes files."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+
+    def write(self, text: str) -> None:
+        """Does nothing."""
+
+    def sync(self) -> int:
+        """Does nothing; 0."""
+        return 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
     """The rows of a `metrics.jsonl`; a last line that is still being written is left out."""
     text = Path(path).read_text()
@@ -332,9 +354,14 @@ class StopSignals:
     """Takes `STOP_SIGNALS` as requests, from which the loop makes an orderly stop.
 
     A second signal acts at once. Outside the main thread signals are left as they are.
+
+    Args:
+        agree: makes of a number the one that all processes go by; the signal of one of them
+            stops all at the same step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], int] = int) -> None:
+        self._agree = agree
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -353,7 +380,9 @@ class StopSignals:
         self._restore()
 
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has come; all processes must ask together."""
+        if number := self._agree(self.received or 0):
+            self.received = signal.Signals(number)
         return self.received is not None
 
     @property

@@ -10,6 +10,7 @@ Whatever is random is a function of (seed, purpose, step), so there is no genera
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ from rslm.batches import (
     split_windows,
 )
 from rslm.config import to_record
+from rslm.distributed import parallelize, start_processes
 from rslm.errors import FormatError
 from rslm.evaluate.loss import evaluate_loss
 from rslm.files import write_atomically
@@ -50,6 +52,7 @@ from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
 from rslm.run_folder import (
     AppendedFile,
     Background,
+    NoFile,
     Row,
     StopSignals,
     append_start,
@@ -119,32 +122,50 @@ def train(
             a few such steps are skipped, and their batches written to the run folder.
         OSError: the disk is full; the checkpoints before still stand.
     """
-    device, console = choose_device(config.device), console or Console(stderr=True)
+    console = console or Console(stderr=True)
     data = open_data(config)
     config = replace(config, model=resolve_model(config.model, data.train))
     out = config.out
-    micro_batch_size = config.micro_batch_size or config.batch_size
-    autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(config.n_threads))
-        stack.enter_context(open_run_folder(out, config, resume=resume, resumable=RESUMABLE))
+        processes = stack.enter_context(start_processes(choose_device(config.device)))
+        device, is_first = processes.device, processes.is_first
+        share = processes.share_of(config.batch_size)
+        micro_batch_size = process_micro_batch_size(config, share)
+        if is_first:
+            stack.enter_context(open_run_folder(out, config, resume=resume, resumable=RESUMABLE))
+        else:
+            console = Console(file=stack.enter_context(open(os.devnull, "w")))
         model = build_model(config, device)
         optimizer = build_optimizer(model, config.optimizer, config.model)
-        state = restore(config, data, model, optimizer, console)
-        forward = torch.compile(model) if config.compile else model
+        state = processes.in_turn(lambda: restore(config, data, model, optimizer, console))
+        parallel = parallelize(
+            config.parallel,
+            model,
+            optimizer,
+            processes,
+            autocast_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
+            compiles=config.compile,
+        )
 
-        metrics = stack.enter_context(AppendedFile(out / "metrics.jsonl", state["metrics_bytes"]))
-        samples = stack.enter_context(AppendedFile(out / "samples.md", state["samples_bytes"]))
-        step, best = state["step"], best_validation(config)
+        metrics, samples = (
+            stack.enter_context(AppendedFile(out / name, state[size]) if is_first else NoFile())
+            for name, size in (("metrics.jsonl", "metrics_bytes"), ("samples.md", "samples_bytes"))
+        )
+        step = state["step"]
+        best = best_validation(config) if is_first else NO_BEST
         batch_sizes = continue_batch_sizes(state["batch_sizes"], step, config.batch_size)
         clock = Clock(state["elapsed_seconds"])
-        meter = make_meter(config, device, clock, batch_sizes)
-        record_start(config, data, device, step)
-        stop = stack.enter_context(StopSignals())
+        meter = make_meter(config, device, clock, batch_sizes, processes.world_size)
+        if is_first:
+            record_start(config, data, device, step)
+        stop = stack.enter_context(StopSignals(processes.largest))
         writer = stack.enter_context(Background())
         display = stack.enter_context(open_display(config, step, console))
-        skipped = SkippedSteps(config, data.source, batch_sizes, state.get("skipped"))
+        skipped = SkippedSteps(
+            config, data.source, batch_sizes, state.get("skipped"), writes=is_first
+        )
         stopping = saving = finished = False
         saved_at = clock.elapsed_seconds
         row, validation = Row(), Row()
@@ -158,7 +179,9 @@ def train(
                     state = run_state(
                         config, data, batch_sizes, step, clock, metrics, samples, skipped
                     )
-                    save(config, model, optimizer, state, best.step, writer)
+                    with parallel.unsharded() as whole_optimizer:
+                        if is_first:
+                            save(config, model, whole_optimizer, state, best.step, writer)
                 saving, saved_at = False, clock.elapsed_seconds
             if stopping:
                 break
@@ -170,15 +193,16 @@ def train(
                         batch_size=micro_batch_size,
                         n_tokens=config.n_validation_tokens,
                         token_byte_lengths=data.token_byte_lengths,
-                        autocast_dtype=autocast_dtype,
+                        autocast_dtype=parallel.autocast_dtype,
                         should_stop=stop.requested,
+                        processes=processes,
                     )
                 if evaluation is None:
                     break
                 validation = meter.validation_row(step, evaluation.loss, evaluation.bits_per_byte)
                 metrics.write_row(validation)
                 display.show(validation)
-                if config.keep_best and evaluation.loss < best.val_loss:
+                if is_first and config.keep_best and evaluation.loss < best.val_loss:
                     best = Best(step, evaluation.loss)
                     writer.start(partial(mark_best, config, step))
             if data.tokenizer is not None and is_due(step, config.sample_every, config):
@@ -195,30 +219,37 @@ def train(
                 batch_size=config.batch_size,
                 context_length=config.model.context_length,
                 first=first_sample(batch_sizes, step),
+                share=share,
             )
             loss = accumulate_gradients(
-                forward,
+                parallel.forward,
                 windows,
                 micro_batch_size,
                 device,
-                autocast_dtype,
+                parallel.autocast_dtype,
                 z_loss=config.model.z_loss,
+                no_sync=parallel.no_sync,
                 should_stop=stop.requested,
             )
+            parallel.finish_gradient_synchronization()
             if loss is None:  # Told to stop within the batch: it is read again at the resumption.
-                optimizer.zero_grad(set_to_none=True)
+                parallel.optimizer.zero_grad(set_to_none=True)
             else:
+                loss = processes.mean(loss)
                 learning_rate = scheduled_learning_rate(config, step)
                 grad_norm = optimizer_step(
-                    optimizer,
+                    parallel.optimizer,
                     learning_rate=learning_rate,
                     max_grad_norm=config.optimizer.max_grad_norm,
+                    clip=parallel.clip_grad_norm,
                 )
                 step += 1
                 meter.add(step, learning_rate=learning_rate, loss=loss, grad_norm=grad_norm)
 
             stopping = stop.requested()
             is_late = clock.elapsed_seconds - saved_at >= 60 * config.checkpoint_minutes
+            # Clocks differ by a little, and all processes must save at one step.
+            is_late = bool(processes.largest(is_late))
             saving = step > state["step"] and (stopping or is_late or is_saved(step, config))
             if stopping or saving or is_fetched(step, config, device):
                 for row in meter.take_rows():
@@ -228,7 +259,8 @@ def train(
                     display.show(row)
             writer.check()
         writer.wait()
-    write_loss_curve(out, f"{out.name} ({model_summary(config)})")
+    if is_first:
+        write_loss_curve(out, f"{out.name} ({model_summary(config)})")
     return TrainResult(
         out=out,
         reason="finished" if finished else stop.reason,
@@ -338,6 +370,22 @@ def torch_threads(n_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def process_micro_batch_size(config: TrainConfig, share: slice) -> int:
+    """Sequences per forward pass of a process whose part of a batch is `share`.
+
+    Raises:
+        ValueError: `micro_batch_size` does not divide that part.
+    """
+    n_sequences: int = share.stop - share.start
+    size = config.micro_batch_size or n_sequences
+    if n_sequences % size:
+        raise ValueError(
+            f"micro_batch_size must be a divisor of the {n_sequences} sequences of a process, "
+            f"got {size}"
+        )
+    return size
+
+
 def build_model(config: TrainConfig, device: torch.device) -> Transformer:
     """A new model, the same for the same seed on every device; float32."""
     generator = torch.Generator().manual_seed(counter_seed(config.seed, "weights"))
@@ -408,6 +456,9 @@ class Best(NamedTuple):
     val_loss: float
 
 
+NO_BEST = Best(None, math.inf)
+
+
 def best_validation(config: TrainConfig) -> Best:
     """The best of the validations in the metrics whose checkpoint still exists."""
     folder = config.out / "checkpoints"
@@ -416,10 +467,8 @@ def best_validation(config: TrainConfig) -> Best:
         for row in read_metrics(config.out / "metrics.jsonl")
         if row.get("val_loss") is not None and checkpoint.step_folder(folder, row["step"]).exists()
     ]
-    none = Best(None, math.inf)
-    return (
-        min(validated, key=lambda best: best.val_loss, default=none) if config.keep_best else none
-    )
+    lowest = min(validated, key=lambda best: best.val_loss, default=NO_BEST)
+    return lowest if config.keep_best else NO_BEST
 
 
 def mark_best(config: TrainConfig, step: int) -> None:
@@ -468,9 +517,13 @@ def record_start(config: TrainConfig, data: Data, device: torch.device, step: in
 
 
 def make_meter(
-    config: TrainConfig, device: torch.device, clock: Clock, batch_sizes: BatchSizes
+    config: TrainConfig,
+    device: torch.device,
+    clock: Clock,
+    batch_sizes: BatchSizes,
+    n_processes: int = 1,
 ) -> Meter:
-    """The meter of this model on this device."""
+    """The meter of this model on the devices of all processes."""
     first_step = batch_sizes[-1][0]
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     return Meter(
@@ -478,7 +531,7 @@ def make_meter(
         device,
         tokens_per_step=config.batch_size * config.model.context_length,
         flops_per_token=train_flops_per_token(config.model),
-        peak_flops=peak_flops(device, dtype),
+        peak_flops=peak_flops(device, dtype) * n_processes,
         first_step=first_step,
         first_token=first_sample(batch_sizes, first_step) * config.model.context_length,
     )
@@ -535,6 +588,7 @@ def accumulate_gradients(
     autocast_dtype: torch.dtype | None,
     *,
     z_loss: float = 0.0,
+    no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
     """Adds the gradients of the mean loss over all windows; returns that loss, on the device.
@@ -542,19 +596,21 @@ def accumulate_gradients(
     What is returned is the cross-entropy alone, what is differentiated has the z-loss in it.
 
     Each micro-batch is weighted by its share of the target tokens, so the sum does not depend
-    on how the batch is cut, up to rounding. Returns None, with gradients of a part of the
-    windows, when `should_stop` became true between micro-batches.
+    on how the batch is cut, up to rounding. All but the last run inside `no_sync`. Returns None,
+    with gradients of a part of the windows, when `should_stop` became true between two.
     """
     total = torch.zeros((), device=device)
     for first in range(0, len(windows), micro_batch_size):
         if first > 0 and should_stop():
             return None
         inputs, targets = split_windows(windows[first : first + micro_batch_size], device)
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            minimised, loss = training_loss(model(inputs), targets, z_loss=z_loss)
-            share = len(inputs) / len(windows)
-            minimised = minimised * share
-        torch.autograd.backward(minimised)
+        share = len(inputs) / len(windows)
+        is_last = first + micro_batch_size >= len(windows)
+        with contextlib.nullcontext() if is_last else no_sync():
+            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                minimised, loss = training_loss(model(inputs), targets, z_loss=z_loss)
+                minimised = minimised * share
+            torch.autograd.backward(minimised)
         total += loss.detach() * share
     return total
 

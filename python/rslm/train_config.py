@@ -10,6 +10,7 @@ from rslm.schedules import wsd_s_schedule
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "wsd", "wsd-s"]
+ParallelKind = Literal["none", "ddp", "sharded", "fsdp", "torch-ddp", "torch-fsdp2"]
 
 MAX_THREADS = 1024
 
@@ -18,6 +19,7 @@ RESUMABLE = frozenset(
         *("out", "data.train", "data.valid", "data.mixed_in", "device", "compile", "n_threads"),
         *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "log_every"),
         *("batch_size", "micro_batch_size", "recompute_blocks", "optimizer.max_skipped_steps"),
+        "parallel",
     }
 )
 """Options that may change at a resumption: they alter the order of floating-point sums at most,
@@ -188,6 +190,8 @@ class TrainConfig:
     """cpu, cuda, cuda:1, mps; auto takes a GPU when there is one."""
     compile: bool = False
     """Compile the training step; the first one then takes longer."""
+    parallel: ParallelKind = "none"
+    """How the processes of torchrun train together; one that is alone trains plainly."""
     validate_every: int = 250
     """Steps between validations; there is one at the end in any case."""
     n_validation_tokens: int | None = None
@@ -227,6 +231,10 @@ class TrainConfig:
         warmup = self.optimizer.warmup_steps
         _require(warmup <= self.n_steps, "warmup_steps", f"at most n_steps {self.n_steps}", warmup)
         _require(0 <= self.seed < 2**64, "seed", "in [0, 2^64)", self.seed)
+        cuts_matrices = self.parallel in ("fsdp", "torch-fsdp2")
+        fits = not (cuts_matrices and self.optimizer.algorithm == "muon")
+        what = "ddp, sharded or torch-ddp with Muon, which needs whole matrices"
+        _require(fits, "parallel", what, self.parallel)
         minutes = self.checkpoint_minutes
         _require(minutes >= 0, "checkpoint_minutes", "at least 0", minutes)
         if self.optimizer.schedule in ("wsd", "wsd-s"):

@@ -1,5 +1,6 @@
 """`rslm train`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,11 +79,10 @@ def train(options: TrainOptions) -> int:
     """Prepares the data if asked to, trains, and says how it ended."""
     check(options)
     config = resolved(options)
-    if options.print_config:
-        print(to_toml(config), end="")
-        return 0
-    if options.dry_run:
-        describe(config, options)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if options.print_config or options.dry_run:
+        if is_first:
+            print(to_toml(config), end="") if options.print_config else describe(config, options)
         return 0
     from rslm.checkpoint import weights_path
     from rslm.train import train as run_training
@@ -114,6 +114,11 @@ def check(options: TrainOptions) -> None:
         ValueError: an option is given that nothing would read.
         OSError: a text file is missing or a folder.
     """
+    if options.text and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            "text must be encoded before several processes train on it\n"
+            "rslm tokenizer encode makes token files for --data.train"
+        )
     if not options.text:
         for name in ("valid_text", "tokenizer", "vocab_size"):
             if getattr(options, name):
@@ -183,7 +188,16 @@ def describe(config: TrainConfig, options: TrainOptions) -> None:
 
 
 def report(result: "TrainResult") -> int:
-    """Says how the run ended, and what can be done with it."""
+    """Says how the run ended, and what can be done with it; the first process speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        say_how_it_ended(result)
+    if result.reason == "finished":
+        return 0
+    return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_TERMINATED
+
+
+def say_how_it_ended(result: "TrainResult") -> None:
+    """Prints the run's end and the next command."""
     losses = {"loss": result.loss, "val_loss": result.val_loss}
     shown = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
     if result.val_bits_per_byte is not None:
@@ -191,6 +205,5 @@ def report(result: "TrainResult") -> int:
     note(", ".join([f"{result.out}: {result.reason} at step {result.step:,}", *shown]))
     if result.reason == "finished":
         note(f"next: rslm sample {result.out}")
-        return 0
-    note(f"to go on: rslm train --resume --out {result.out}")
-    return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_TERMINATED
+    else:
+        note(f"to go on: rslm train --resume --out {result.out}")

@@ -1,19 +1,23 @@
 """Loss and bits per byte of a model on a fixed slice of a token file."""
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rslm.batches import split_windows
+from rslm.distributed import Processes
 from rslm.losses import token_losses
 from rslm.model import Transformer
 from rslm.token_file import TokenFile
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +47,24 @@ def evaluate_loss(
     token_byte_lengths: npt.NDArray[np.integer[Any]] | None = None,
     autocast_dtype: torch.dtype | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes | None = None,
 ) -> Evaluation | None:
     """Scores the first `n_tokens` targets of a token file, or all of them.
 
     The slice is cut into windows of the model's context length, side by side, so every token
     but the file's very first is a target once, predicted from its own window alone. Losses are
     float32 and summed in float64. Returns None when `should_stop` became true between batches.
+
+    Args:
+        model: the model.
+        token_file: the text.
+        batch_size: windows per forward pass.
+        n_tokens: targets to score.
+        token_byte_lengths: bytes of each token, for bits per byte.
+        autocast_dtype: dtype of matrix products.
+        should_stop: asked before each batch.
+        processes: those that score the batches in turns, all with the same result as one that
+            is alone; each must call. A model that is sharded runs equally often on all.
 
     Raises:
         ValueError: there is no token to predict.
@@ -57,20 +73,27 @@ def evaluate_loss(
     if limit < 1:
         raise ValueError(f"validation needs at least 2 tokens, got {len(token_file)}")
     device = next(model.parameters()).device
+    processes = processes or Processes(device=device)
+    length = model.config.context_length
+    n_batches = -(-(limit // length) // batch_size) + (limit % length > 0)
     sums: list[torch.Tensor] = []
-    n_bytes = 0
+    byte_counts: list[int] = []
     with _inference(model, autocast_dtype):
-        for windows in contiguous_windows(
-            token_file, limit, model.config.context_length, batch_size
-        ):
+        batches = contiguous_windows(token_file, limit, length, batch_size)
+        for windows in every_nth(batches, processes.rank, processes.world_size):
             if should_stop():
                 return None
             inputs, targets = split_windows(windows, device)
             sums.append(token_losses(model(inputs), targets).sum())
             if token_byte_lengths is not None:
-                n_bytes += int(token_byte_lengths[windows[:, 1:]].sum(dtype=np.int64))
-    # Fetched once: the device is not made to wait for each batch.
-    total = torch.stack(sums).cpu().double().sum().item()
+                byte_counts.append(int(token_byte_lengths[windows[:, 1:]].sum(dtype=np.int64)))
+    # Fetched once: the device is not made to wait for each batch. In the order of the batches,
+    # so that the sum has the same bits however many processes there are.
+    total = processes.gather(torch.stack(sums)).T.flatten()[:n_batches].cpu().double().sum().item()
+    n_bytes = 0
+    if byte_counts:
+        counts = processes.gather(torch.tensor(byte_counts, dtype=torch.int64))
+        n_bytes = int(counts.T.flatten()[:n_batches].sum())
     return Evaluation(
         loss=total / limit,
         bits_per_byte=total / (math.log(2) * n_bytes) if n_bytes else None,
@@ -91,6 +114,16 @@ def _inference(model: Transformer, autocast_dtype: torch.dtype | None) -> Iterat
             yield
     finally:
         model.train(was_training)
+
+
+def every_nth(batches: Iterable[Batch], first: int, n: int) -> Iterator[Batch]:
+    """Batches first, first + n, ...; as many for each `first` below n, the last ones repeated.
+
+    Where their number is no multiple of n, some end with a batch that others have, too.
+    """
+    rest = iter(batches)
+    while turn := list(itertools.islice(rest, n)):
+        yield turn[min(first, len(turn) - 1)]
 
 
 def contiguous_windows(

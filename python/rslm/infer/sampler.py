@@ -200,8 +200,8 @@ def _next_logits(model: Transformer, token_ids: list[int], cache: KeyValueCache)
     unread = token_ids[cache.length :] if fits else token_ids[-length:]
     # PyTorch's fused attention wants a batch dimension.
     batch = torch.tensor([unread], device=model.token_embeddings.weight.device)
-    hidden = model.hidden_states(batch, cache=cache if fits else None)
-    return model.logits(hidden[:, -1])[0]
+    logits: Tensor = model(batch, cache=cache if fits else None, last_only=True)
+    return logits[0, -1]
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,0 +1,211 @@
+"""`train` with several gloo processes equals `train` with one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import free_port, join_all, run_each, start_each
+
+from rslm import train as loop
+from rslm.checkpoint import MODEL, OPTIM, newest_checkpoint, read_safetensors
+from rslm.config import read_config, to_toml
+from rslm.run_folder import read_metrics
+from rslm.run_log import CLOCK_KEYS
+from rslm.train import train
+from rslm.train_config import TrainConfig
+
+# Processes that wait for each other must not wait for ever.
+pytestmark = pytest.mark.timeout(60)
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+def skip_slow_parts() -> None:
+    loop.peak_flops = lambda *_: 1e12
+    loop.write_loss_curve = lambda *_: None
+    os.fsync = lambda _: None
+
+
+def train_here(file: Path, resume: bool, pause: float = 0.0) -> tuple[str, int]:
+    skip_slow_parts()
+    take = loop.sample_batch
+
+    def sample_batch(*args: Any, **options: Any) -> Any:
+        time.sleep(pause)
+        return take(*args, **options)
+
+    loop.sample_batch = sample_batch
+    result = train(read_config(TrainConfig, file), resume=resume)
+    return result.reason, result.step
+
+
+def write(config: TrainConfig) -> Path:
+    file = config.out.with_suffix(".toml")
+    file.write_text(to_toml(config))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("peak_flops", "write_loss_curve"):
+        monkeypatch.setattr(loop, name, lambda *_: 1e12)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in CLOCK_KEYS} for row in rows]
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    newest, rejected = newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    assert not rejected
+    return read_safetensors(newest / MODEL)[0] | read_safetensors(newest / OPTIM)[0]
+
+
+def assert_same_run(run: Path, expected: Path, tolerance: float) -> None:
+    """Rows, weights and optimizer state are equal, bit for bit where the tolerance is 0."""
+    rows, others = rows_of(run), rows_of(expected)
+    assert [list(row) for row in rows] == [list(row) for row in others]
+    for row, other in zip(rows, others, strict=True):
+        assert row == (other if tolerance == 0 else pytest.approx(other, abs=tolerance))
+    tensors, wanted = tensors_of(run), tensors_of(expected)
+    assert tensors.keys() == wanted.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def alone(tiny_config: MakeConfig, tmp_path: Path) -> Path:
+    """The run of one process that accumulates two parts, as two processes sum two gradients."""
+    config = tiny_config(out=tmp_path / "alone", micro_batch_size=2)
+    train(config)
+    return config.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [("ddp", 0), ("sharded", 0), ("torch-ddp", 0), ("fsdp", 1e-5), ("torch-fsdp2", 1e-5)],
+)
+def test_two_processes_train_what_one_does(
+    tiny_config: MakeConfig, tmp_path: Path, alone: Path, kind: str, tolerance: float
+):
+    config = tiny_config(out=tmp_path / kind, parallel=kind)
+    assert run_each(train_here, write(config), False) == [("finished", 20)] * 2
+    assert_same_run(config.out, alone, tolerance)
+    assert len(json.loads((config.out / "env.json").read_text())) == 1
+    if tolerance == 0:
+        samples = [(run / "samples.md").read_text() for run in (config.out, alone)]
+        assert samples[0] == samples[1]
+
+
+def test_one_by_four_is_two_by_two_is_four_by_one(tiny_config: MakeConfig, tmp_path: Path):
+    runs = {}
+    for n in (1, 2, 4):
+        config = tiny_config(out=tmp_path / str(n), micro_batch_size=1, parallel="ddp")
+        runs[n] = config.out
+        if n == 1:
+            train(config)
+        else:
+            run_each(train_here, write(config), False, n=n)
+    for n in (2, 4):
+        assert_same_run(runs[n], runs[1], 1e-5)
+
+
+@pytest.mark.parametrize("kinds", [("sharded", "none"), ("none", "sharded"), ("fsdp", "ddp")])
+def test_any_number_of_processes_resumes(
+    tiny_config: MakeConfig, tmp_path: Path, alone: Path, kinds: tuple[str, str]
+):
+    out = tmp_path / "run"
+    for kind, work, argument in zip(kinds, (stop_after, train_here), (7, True), strict=True):
+        file = write(tiny_config(out=out, micro_batch_size=2, parallel=kind))
+        if kind == "none":
+            work(file, argument)
+        else:
+            run_each(work, file, argument)
+    assert_same_run(out, alone, 0 if "fsdp" not in kinds else 1e-5)
+
+
+def stop_after(file: Path, n_steps: int) -> None:
+    """Goes on with a run until SIGTERM comes in the last of so many updates.
+
+    A process with several micro-batches drops that one.
+    """
+    skip_slow_parts()
+    take = loop.sample_batch
+
+    def sample_batch(*args: Any, **options: Any) -> Any:
+        if options["step"] == n_steps - 1 and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "sample_batch", sample_batch)
+        result = train(read_config(TrainConfig, file), resume=True)
+    assert result.step in (n_steps - 1, n_steps)
+
+
+def test_signal_to_one_process_stops_all_at_one_step(tiny_config: MakeConfig, tmp_path: Path):
+    config = tiny_config(out=tmp_path / "run", parallel="ddp", n_steps=4000, validate_every=4000)
+    started = start_each(train_here, write(config), False, 0.002, n=2, folder=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (config.out / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(started[1].pid, signal.SIGTERM)
+    assert join_all(started) == [0, 0]
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert first == second
+    assert first[0] == "terminated"
+    assert newest_checkpoint(config.out / "checkpoints")[0].name == f"step_{first[1]:08d}"
+
+
+def refused(file: Path) -> str:
+    try:
+        train_here(file, False)
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_what_processes_cannot_do_is_refused(tiny_config: MakeConfig, tmp_path: Path):
+    for changes, message in [
+        ({"parallel": "none"}, "ValueError: parallel must be ddp, .* for 2 processes, got none"),
+        ({"parallel": "fsdp", "compile": True}, "ValueError: compile must be off"),
+        ({"batch_size": 5}, "ValueError: batch_size must be a multiple of the 2 processes, got 5"),
+        ({"micro_batch_size": 4}, "micro_batch_size must be a divisor of the 2 sequences"),
+    ]:
+        config = replace(tiny_config(out=tmp_path / "refused"), **{"parallel": "ddp"} | changes)
+        for said in run_each(refused, write(config)):
+            assert re.search(message, said), said
+    config = tiny_config(out=tmp_path / "taken", parallel="ddp")
+    config.out.mkdir()
+    (config.out / "something").touch()
+    first, second = run_each(refused, write(config))
+    assert first.startswith("FileExistsError: the run folder")
+    assert second.startswith("ConnectionError: process 1 lost another one")
+
+
+def torchrun(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port()), "-m", "rslm", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_rslm_train_under_torchrun(tiny_config: MakeConfig, tmp_path: Path, alone: Path):
+    config = tiny_config(out=tmp_path / "run", parallel="sharded")
+    done = torchrun("train", "--config", write(config))
+    assert done.returncode == 0, done.stderr
+    assert_same_run(config.out, alone, 0)
+    assert done.stderr.count("finished at step 20") == 1
+    assert done.stderr.count("step=20/20") >= 1
