@@ -379,9 +379,17 @@ def test_fsdp_holds_rows_and_two_matrices_at_a_time():
 
 
 SWITCHES: dict[str, Any] = {
-    **{"tied_head": True, "value_embeddings": True, "x0_scalars": True, "residual_scalars": True},
-    **{"qk_norm": "rms-gain", "biases": True, "n_kv_heads": 1, "norm_position": "peri"},
-    **{"parametrisation": "completep", "base_d_model": 8, "base_n_layers": 1},
+    "tied_head": True,
+    "value_embeddings": True,
+    "x0_scalars": True,
+    "residual_scalars": True,
+    "qk_norm": "rms-gain",
+    "biases": True,
+    "n_kv_heads": 1,
+    "norm_position": "peri",
+    "parametrisation": "completep",
+    "base_d_model": 8,
+    "base_n_layers": 1,
 }
 
 

@@ -33,7 +33,7 @@ LAYERS = [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
         *["checkpoint", "run_log", "optimizer_setup", "distributed.*"],
     ],
-    ["model", "text_run", "nonfinite"],
+    ["model", "text_run", "run_data", "run_checkpoints", "nonfinite"],
     ["infer.*"],
     ["evaluate.*", "coord_check", "runs"],
     ["train"],

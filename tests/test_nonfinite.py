@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from rslm import checkpoint
 from rslm import train as loop
 from rslm.batches import sample_batch, sample_indices
 from rslm.checkpoint import read_state
@@ -78,7 +79,7 @@ def test_bad_step_is_skipped_counted_and_its_batch_kept(
     assert report["samples"] == sample_indices((len(data) - 1) // 16, 0, 24, 4).tolist()
     assert report["grad_norm"] == "inf"
     # AdamW took 18 steps, and the checkpoint tells.
-    tensors, _ = loop.checkpoint.read_safetensors(config.out / LAST / "optim.safetensors")
+    tensors, _ = checkpoint.read_safetensors(config.out / LAST / "optim.safetensors")
     assert tensors["lm_head.weight/step"].item() == 18
     shown = capsys.readouterr().err
     assert "skipped an update (1 so far): step 7: loss" in shown

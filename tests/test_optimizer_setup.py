@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from rslm import checkpoint
 from rslm import train as loop
 from rslm.architecture import TransformerConfig
 from rslm.batches import sample_batch
@@ -81,7 +82,7 @@ def test_default_run_is_adamw_with_cosine_bit_for_bit(
         optimizer_step(optimizer, learning_rate=rate, max_grad_norm=1.0)
     trained = Transformer(config.model)
     saved = config.out / "checkpoints" / "step_00000020" / "model.safetensors"
-    loop.checkpoint.load_weights(saved, trained)
+    checkpoint.load_weights(saved, trained)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, trained.get_parameter(name)), name
 

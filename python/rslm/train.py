@@ -9,37 +9,29 @@ Whatever is random is a function of (seed, purpose, step), so there is no genera
 """
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.optim import Optimizer
 
-from rslm import checkpoint
-from rslm.architecture import TransformerConfig, n_parameters, train_flops_per_token
+from rslm.architecture import n_parameters, train_flops_per_token
 from rslm.batches import (
     BatchSizes,
-    Mixture,
     continue_batch_sizes,
-    count_samples,
     counter_seed,
     first_sample,
-    mixing_slots,
     sample_batch,
     split_windows,
 )
-from rslm.config import to_record
 from rslm.distributed import parallelize, start_processes
-from rslm.errors import FormatError
 from rslm.evaluate.loss import evaluate_loss
 from rslm.files import write_atomically
 from rslm.infer.load import choose_device, end_ids
@@ -49,6 +41,16 @@ from rslm.model import Transformer
 from rslm.nonfinite import SkippedSteps
 from rslm.optim import optimizer_step
 from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
+from rslm.run_checkpoints import (
+    NO_BEST,
+    Best,
+    best_validation,
+    mark_best,
+    restore,
+    run_state,
+    save,
+)
+from rslm.run_data import Data, open_data, resolve_model
 from rslm.run_folder import (
     AppendedFile,
     Background,
@@ -58,13 +60,9 @@ from rslm.run_folder import (
     append_start,
     describe_environment,
     open_run_folder,
-    read_metrics,
-    require_run_state,
-    versions,
     write_config,
 )
 from rslm.run_log import Clock, Meter, RunDisplay, peak_flops, write_loss_curve
-from rslm.token_file import TokenFile
 from rslm.tokenizer import Tokenizer
 from rslm.train_config import RESUMABLE, DataConfig, OptimizerConfig, TrainConfig
 
@@ -139,7 +137,9 @@ def train(
             console = Console(file=stack.enter_context(open(os.devnull, "w")))
         model = build_model(config, device)
         optimizer = build_optimizer(model, config.optimizer, config.model)
-        state = processes.in_turn(lambda: restore(config, data, model, optimizer, console))
+        state = processes.in_turn(
+            lambda: restore(config, data.fingerprints, model, optimizer, console)
+        )
         parallel = parallelize(
             config.parallel,
             model,
@@ -177,7 +177,14 @@ def train(
                     # Two checkpoints in memory would be one too many.
                     writer.wait()
                     state = run_state(
-                        config, data, batch_sizes, step, clock, metrics, samples, skipped
+                        config,
+                        step,
+                        batch_sizes=batch_sizes,
+                        fingerprints=data.fingerprints,
+                        skipped=skipped.record(),
+                        elapsed_seconds=clock.elapsed_seconds,
+                        metrics_bytes=metrics.sync(),
+                        samples_bytes=samples.sync(),
                     )
                     with parallel.unsharded() as whole_optimizer:
                         if is_first:
@@ -272,93 +279,6 @@ def train(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """The opened data of a run; the tokenizer is that of the training file, where it has one.
-
-    `source` is what batches are drawn from: `train`, or a mixture of which it is the first file.
-    """
-
-    train: TokenFile
-    source: TokenFile | Mixture
-    valid: TokenFile | None
-    tokenizer: Tokenizer | None
-
-    @property
-    def train_files(self) -> tuple[TokenFile, ...]:
-        """All files to train on."""
-        return self.source.token_files if isinstance(self.source, Mixture) else (self.train,)
-
-    @property
-    def token_byte_lengths(self) -> npt.NDArray[np.uint32] | None:
-        """Bytes of each token, special ones 0."""
-        return None if self.tokenizer is None else self.tokenizer.token_byte_lengths
-
-    @property
-    def fingerprints(self) -> Row:
-        """What identifies the data, wherever it lies."""
-        valid = None if self.valid is None else self.valid.fingerprint
-        mixed_in = [token_file.fingerprint for token_file in self.train_files[1:]]
-        known: Row = {"train": self.train.fingerprint, "valid": valid}
-        return known | {"mixed_in": mixed_in} if mixed_in else known
-
-
-def open_data(config: TrainConfig) -> Data:
-    """Opens the token files and the tokenizer inside the first.
-
-    Raises:
-        FormatError: a file is damaged, or they were made by different tokenizers.
-        ValueError: a training file is shorter than one window, or a weight is out of range.
-    """
-    train_files = tuple(map(TokenFile.open, (config.data.train, *config.data.mixed_in)))
-    train_file = train_files[0]
-    for token_file in train_files:
-        count_samples(len(token_file), config.model.context_length)
-        if token_file.tokenizer_sha256 != train_file.tokenizer_sha256:
-            raise FormatError(
-                f"{token_file.path} was made by another tokenizer than {config.data.train}"
-            )
-    source: TokenFile | Mixture = train_file
-    if len(train_files) > 1:
-        slots = mixing_slots(config.data.weights or list(map(len, train_files)), config.seed)
-        source = Mixture(token_files=train_files, slots=slots)
-    valid_file = None if config.data.valid is None else TokenFile.open(config.data.valid)
-    if valid_file is not None and len(valid_file) < 2:
-        raise ValueError(f"{config.data.valid} must hold at least 2 tokens, got {len(valid_file)}")
-    if valid_file is not None and valid_file.tokenizer_sha256 != train_file.tokenizer_sha256:
-        raise FormatError(
-            f"{config.data.valid} was made by another tokenizer than {config.data.train}"
-        )
-    record = train_file.tokenizer_json
-    tokenizer = None if record is None else Tokenizer.from_json(record)
-    return Data(train=train_file, source=source, valid=valid_file, tokenizer=tokenizer)
-
-
-def resolve_model(model: TransformerConfig, train_file: TokenFile) -> TransformerConfig:
-    """The model's config with the vocabulary of the data.
-
-    Raises:
-        ValueError: the data has ids that the model would not have, or does not say how many.
-    """
-    stated = train_file.vocab_size
-    if model.vocab_size is None and stated is None:
-        raise ValueError("model.vocab_size must be given: the token file does not state its own")
-    if model.vocab_size is not None and stated is not None and model.vocab_size < stated:
-        raise ValueError(
-            f"model.vocab_size must be at least {stated}, that of the token file, "
-            f"got {model.vocab_size}"
-        )
-    if stated is None:
-        # A plain llm.c file promises nothing about its ids.
-        for start in range(0, len(train_file), 1 << 24):
-            largest = int(train_file[start : start + (1 << 24)].max())
-            if largest >= (model.vocab_size or 0):
-                raise ValueError(
-                    f"token ids must be below model.vocab_size {model.vocab_size}, got {largest}"
-                )
-    return replace(model, vocab_size=model.vocab_size or stated)
-
-
 @contextlib.contextmanager
 def torch_threads(n_threads: int | None) -> Iterator[None]:
     """Runs the block with this many CPU threads; None leaves torch's choice."""
@@ -396,114 +316,6 @@ def build_model(config: TrainConfig, device: torch.device) -> Transformer:
         device=device,
         dtype=torch.float32,
     )
-
-
-def restore(
-    config: TrainConfig, data: Data, model: Transformer, optimizer: Optimizer, console: Console
-) -> Row:
-    """Loads the newest good checkpoint, or the weights to start from; returns the run's state.
-
-    Raises:
-        FormatError: no checkpoint is good, or it does not fit the config.
-        ValueError: the data is not what the run began with.
-    """
-    folder = config.out / "checkpoints"
-    newest, rejected = checkpoint.newest_checkpoint(folder)
-    if rejected and newest is None:
-        faults = "\n".join(rejected.values())
-        raise FormatError(f"no checkpoint in {folder} is good; remove it to begin anew\n{faults}")
-    for path, fault in rejected.items():
-        console.print(f"rejected a checkpoint: {fault}", soft_wrap=True, markup=False)
-        checkpoint.set_aside(path, "rejected")
-    if newest is None:
-        if config.init_from is not None:
-            checkpoint.load_weights(checkpoint.weights_path(config.init_from), model)
-        begun = {"step": 0, "batch_sizes": [], "elapsed_seconds": 0.0}
-        return begun | {"metrics_bytes": 0, "samples_bytes": 0}
-    require_run_state(checkpoint.read_state(newest), newest / checkpoint.STATE)
-    state = checkpoint.load_run_checkpoint(newest, model, optimizer)
-    if state["data"] != data.fingerprints:
-        raise ValueError(
-            f"the data must be what the run began with, {state['data']}, got {data.fingerprints}"
-        )
-    console.print(f"resuming from {newest}", soft_wrap=True, markup=False)
-    return state
-
-
-def save(
-    config: TrainConfig,
-    model: Transformer,
-    optimizer: Optimizer,
-    state: Row,
-    best_step: int | None,
-    writer: Background,
-) -> None:
-    """Copies the state, and has the copy written and the oldest checkpoint removed."""
-    folder = config.out / "checkpoints"
-    snapshot = checkpoint.take_snapshot(model, optimizer)
-
-    def write() -> None:
-        checkpoint.write_snapshot(folder, snapshot, state)
-        checkpoint.prune_checkpoints(folder, config.keep_checkpoints, best_step)
-
-    writer.start(write)
-
-
-class Best(NamedTuple):
-    """The lowest validation loss so far, and the step it was reached at."""
-
-    step: int | None
-    val_loss: float
-
-
-NO_BEST = Best(None, math.inf)
-
-
-def best_validation(config: TrainConfig) -> Best:
-    """The best of the validations in the metrics whose checkpoint still exists."""
-    folder = config.out / "checkpoints"
-    validated = [
-        Best(row["step"], row["val_loss"])
-        for row in read_metrics(config.out / "metrics.jsonl")
-        if row.get("val_loss") is not None and checkpoint.step_folder(folder, row["step"]).exists()
-    ]
-    lowest = min(validated, key=lambda best: best.val_loss, default=NO_BEST)
-    return lowest if config.keep_best else NO_BEST
-
-
-def mark_best(config: TrainConfig, step: int) -> None:
-    """Marks the checkpoint of a step as the best; the one before may go."""
-    folder = config.out / "checkpoints"
-    checkpoint.mark_best(folder, step)
-    checkpoint.prune_checkpoints(folder, config.keep_checkpoints, step)
-
-
-def run_state(
-    config: TrainConfig,
-    data: Data,
-    batch_sizes: BatchSizes,
-    step: int,
-    clock: Clock,
-    metrics: AppendedFile,
-    samples: AppendedFile,
-    skipped: SkippedSteps,
-) -> Row:
-    """What a checkpoint says beside the tensors; it counts on the files as they are now."""
-    return {
-        "format": 2,
-        "step": step,
-        "n_tokens": first_sample(batch_sizes, step) * config.model.context_length,
-        "batch_sizes": batch_sizes,
-        "elapsed_seconds": clock.elapsed_seconds,
-        "metrics_bytes": metrics.sync(),
-        "samples_bytes": samples.sync(),
-        # Batches, weights and samples are drawn by seed and step; there is no other generator.
-        "random": {"seed": config.seed, "step": step},
-        "skipped": skipped.record(),
-        "data": data.fingerprints,
-        "config": to_record(config),
-        "versions": versions(),
-    }
 
 
 def record_start(config: TrainConfig, data: Data, device: torch.device, step: int) -> None:

@@ -169,7 +169,7 @@ def describe(config: TrainConfig, options: TrainOptions) -> None:
     require_free(config.out, resume=options.resume)
     n_data_tokens = None
     if not options.text:
-        from rslm.train import open_data, resolve_model
+        from rslm.run_data import open_data, resolve_model
 
         data = open_data(config)
         config = replace(config, model=resolve_model(config.model, data.train))

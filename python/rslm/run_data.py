@@ -1,0 +1,101 @@
+"""The data of a run: its token files, how they are mixed, and the tokenizer inside them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from rslm.architecture import TransformerConfig
+from rslm.batches import Mixture, count_samples, mixing_slots
+from rslm.errors import FormatError
+from rslm.run_folder import Row
+from rslm.token_file import TokenFile
+from rslm.tokenizer import Tokenizer
+from rslm.train_config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The opened data of a run; the tokenizer is that of the training file, where it has one.
+
+    `source` is what batches are drawn from: `train`, or a mixture of which it is the first file.
+    """
+
+    train: TokenFile
+    source: TokenFile | Mixture
+    valid: TokenFile | None
+    tokenizer: Tokenizer | None
+
+    @property
+    def train_files(self) -> tuple[TokenFile, ...]:
+        """All files to train on."""
+        return self.source.token_files if isinstance(self.source, Mixture) else (self.train,)
+
+    @property
+    def token_byte_lengths(self) -> npt.NDArray[np.uint32] | None:
+        """Bytes of each token, special ones 0."""
+        return None if self.tokenizer is None else self.tokenizer.token_byte_lengths
+
+    @property
+    def fingerprints(self) -> Row:
+        """What identifies the data, wherever it lies."""
+        valid = None if self.valid is None else self.valid.fingerprint
+        mixed_in = [token_file.fingerprint for token_file in self.train_files[1:]]
+        known: Row = {"train": self.train.fingerprint, "valid": valid}
+        return known | {"mixed_in": mixed_in} if mixed_in else known
+
+
+def open_data(config: TrainConfig) -> Data:
+    """Opens the token files and the tokenizer inside the first.
+
+    Raises:
+        FormatError: a file is damaged, or they were made by different tokenizers.
+        ValueError: a training file is shorter than one window, or a weight is out of range.
+    """
+    train_files = tuple(map(TokenFile.open, (config.data.train, *config.data.mixed_in)))
+    train_file = train_files[0]
+    for token_file in train_files:
+        count_samples(len(token_file), config.model.context_length)
+        if token_file.tokenizer_sha256 != train_file.tokenizer_sha256:
+            raise FormatError(
+                f"{token_file.path} was made by another tokenizer than {config.data.train}"
+            )
+    source: TokenFile | Mixture = train_file
+    if len(train_files) > 1:
+        slots = mixing_slots(config.data.weights or list(map(len, train_files)), config.seed)
+        source = Mixture(token_files=train_files, slots=slots)
+    valid_file = None if config.data.valid is None else TokenFile.open(config.data.valid)
+    if valid_file is not None and len(valid_file) < 2:
+        raise ValueError(f"{config.data.valid} must hold at least 2 tokens, got {len(valid_file)}")
+    if valid_file is not None and valid_file.tokenizer_sha256 != train_file.tokenizer_sha256:
+        raise FormatError(
+            f"{config.data.valid} was made by another tokenizer than {config.data.train}"
+        )
+    record = train_file.tokenizer_json
+    tokenizer = None if record is None else Tokenizer.from_json(record)
+    return Data(train=train_file, source=source, valid=valid_file, tokenizer=tokenizer)
+
+
+def resolve_model(model: TransformerConfig, train_file: TokenFile) -> TransformerConfig:
+    """The model's config with the vocabulary of the data.
+
+    Raises:
+        ValueError: the data has ids that the model would not have, or does not say how many.
+    """
+    stated = train_file.vocab_size
+    if model.vocab_size is None and stated is None:
+        raise ValueError("model.vocab_size must be given: the token file does not state its own")
+    if model.vocab_size is not None and stated is not None and model.vocab_size < stated:
+        raise ValueError(
+            f"model.vocab_size must be at least {stated}, that of the token file, "
+            f"got {model.vocab_size}"
+        )
+    if stated is None:
+        # A plain llm.c file promises nothing about its ids.
+        for start in range(0, len(train_file), 1 << 24):
+            largest = int(train_file[start : start + (1 << 24)].max())
+            if largest >= (model.vocab_size or 0):
+                raise ValueError(
+                    f"token ids must be below model.vocab_size {model.vocab_size}, got {largest}"
+                )
+    return replace(model, vocab_size=model.vocab_size or stated)
