@@ -537,6 +537,19 @@ def test_a_diverged_run_ends_with_one_line_and_code_1(
     assert "Traceback" not in outcome.err
 
 
+def test_a_run_that_lost_a_process_ends_with_one_line_and_code_1(
+    rslm: Rslm, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise ConnectionError("process 1 lost another one")
+
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("rslm.train.train", lose)
+    outcome = rslm(f"train --out {tmp_path}/run --data.train tokens {TINY_RUN}")
+    assert outcome.code == 1
+    assert outcome.err == "error: process 1 lost another one\n"
+
+
 def test_encode_without_end_of_text_adds_no_token(
     rslm: Rslm, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ from rslm.train_config import (
 )
 
 # Processes that wait for each other must not wait for ever.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("quick")]
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -62,13 +62,6 @@ SWITCHES: dict[str, Any] = {
     "base_d_model": 8,
     "base_n_layers": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("peak_flops", "write_loss_curve"):
-        monkeypatch.setattr(loop, name, lambda *_: 1e12)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def switched(config: TrainConfig) -> TrainConfig:
@@ -203,7 +196,10 @@ def train_poisoned(file: Path, bad: list[tuple[int, int]]) -> tuple[str, int] | 
 
 @pytest.mark.parametrize(
     ("kind", "optimizer", "tolerance"),
-    [("ddp", MUON, 0), ("sharded", MUON, 0), ("torch-ddp", MUON, 0), ("fsdp", None, 1e-5)],
+    [
+        *[("ddp", MUON, 0), ("sharded", MUON, 0), ("torch-ddp", MUON, 0)],
+        *[("fsdp", None, 1e-5), ("torch-fsdp2", None, 1e-5)],
+    ],
 )
 def test_infinite_gradients_of_one_process_are_skipped_by_all(
     tiny_config: MakeConfig,

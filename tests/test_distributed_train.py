@@ -20,16 +20,9 @@ from rslm.train import train
 from rslm.train_config import TrainConfig
 
 # Processes that wait for each other must not wait for ever.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("quick")]
 
 MakeConfig = Callable[..., TrainConfig]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("peak_flops", "write_loss_curve"):
-        monkeypatch.setattr(loop, name, lambda *_: 1e12)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

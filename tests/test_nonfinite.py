@@ -1,7 +1,6 @@
 """Steps whose gradients are infinite: skipped, counted, and their batches kept."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,15 +21,10 @@ from rslm.token_file import TokenFile
 from rslm.train import train
 from rslm.train_config import OptimizerConfig, TrainConfig
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 MakeConfig = Callable[..., TrainConfig]
 LAST = Path("checkpoints", "step_00000020")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr(loop, "write_loss_curve", lambda *_: None)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

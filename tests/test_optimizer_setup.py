@@ -1,7 +1,6 @@
 """From options to optimizer and rates; Muon and AdamW behind one step, saved by name."""
 
 import io
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import torch
 from torch.nn import Parameter
 
 from rslm import checkpoint
-from rslm import train as loop
 from rslm.architecture import TransformerConfig
 from rslm.batches import sample_batch
 from rslm.checkpoint import load_checkpoint, save_checkpoint
@@ -29,6 +27,8 @@ from rslm.token_file import TokenFile
 from rslm.train import accumulate_gradients, build_model, train
 from rslm.train_config import MuonConfig, OptimizerConfig, TrainConfig
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 MakeConfig = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 MUON = OptimizerConfig(algorithm="muon", learning_rate=1e-2, warmup_steps=4)
@@ -36,13 +36,6 @@ EVERYTHING = replace(
     MUON,
     muon=MuonConfig(normuon_beta2=0.9, cautious_decay=True, equilibrate_rows=True),
 )
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr(loop, "write_loss_curve", lambda *_: None)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 SIZES = TransformerConfig(vocab_size=31, context_length=8, d_model=16, n_heads=2, n_layers=2)

@@ -31,16 +31,10 @@ from rslm.token_file import TokenFile
 from rslm.train import train
 from rslm.train_config import OptimizerConfig, TrainConfig
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 MakeConfig = Callable[..., TrainConfig]
 SLOW_PARTS = {"peak_flops": lambda *_: 1e12, "write_loss_curve": lambda *_: None}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, stand_in in SLOW_PARTS.items():
-        monkeypatch.setattr(loop, name, stand_in)
-    # Killing a process, unlike a power cut, loses nothing that was written.
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -30,15 +29,9 @@ from rslm.train import accumulate_gradients, build_model, train
 from rslm.train_config import OptimizerConfig, TrainConfig
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("quick")
+
 MakeConfig = Callable[..., TrainConfig]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither matrix products for the peak, nor a picture, nor syncs in every test."""
-    monkeypatch.setattr(loop, "peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr(loop, "write_loss_curve", lambda *_: None)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def rows_of(config: TrainConfig) -> list[dict[str, Any]]:

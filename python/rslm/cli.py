@@ -1,8 +1,8 @@
 """The command line: subcommand -> (options dataclass, function), and how commands end.
 
 Data goes to stdout, progress to stderr. A user's mistake is one line `error: ...` and
-exit code 2; a run that diverged, or whose disk is full, is 1; Ctrl-C is 130; a run that was
-told to stop and can be resumed is 75. A traceback is a bug.
+exit code 2; a run that diverged, whose disk is full or that lost another process or the network
+is 1; Ctrl-C is 130; a run that was told to stop and can be resumed is 75. A traceback is a bug.
 """
 
 import contextlib
@@ -99,7 +99,8 @@ def exit_code(arguments: list[str]) -> int:
         if isinstance(error, BrokenPipeError) or process.is_of_stdout(error):
             return lost_output(error)
         fail(error_line(error))
-        return EXIT_FAILED if is_of_the_disk(error) else EXIT_USER_ERROR
+        has_failed = is_of_the_disk(error) or isinstance(error, ConnectionError)
+        return EXIT_FAILED if has_failed else EXIT_USER_ERROR
     except MemoryError as error:
         return fail(f"not enough memory: {error_line(error) or 'make the model or batch smaller'}")
     except RuntimeError as error:

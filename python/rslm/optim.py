@@ -14,8 +14,8 @@ from rslm.group_rules import GroupRule, assign_groups
 
 AdamWImplementation = Literal["fused", "reference"]
 
-_NO_DECAY = re.compile(r"(^|\.)(token_embeddings|value_embeddings\.\d+)\.weight$")
-"""Matrices that are not decayed; parameters with one dimension or none never are."""
+EMBEDDING = re.compile(r"(^|\.)(token_embeddings|value_embeddings\.\d+)\.weight$")
+"""Names of matrices whose rows are looked up: not decayed, and AdamW's where there is Muon."""
 
 
 class AdamW(torch.optim.Optimizer):
@@ -173,7 +173,7 @@ def parameter_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]
     kept: list[Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_kept = parameter.ndim < 2 or _NO_DECAY.search(name)
+            is_kept = parameter.ndim < 2 or EMBEDDING.search(name)
             (kept if is_kept else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},

@@ -11,6 +11,7 @@ from rslm.architecture import TransformerConfig
 from rslm.group_rules import GroupRule, parse_group_rule
 from rslm.muon import Muon, update_muon_group
 from rslm.optim import (
+    EMBEDDING,
     AdamW,
     AdamWImplementation,
     parameter_groups,
@@ -142,12 +143,14 @@ def default_muon_rules(model: nn.Module) -> list[GroupRule]:
 
     AdamW decays the head alone, as it does without Muon.
     """
-    embedding, head = r"embeddings?(\.\d+)?\.weight$", r"^lm_head\.weight$"
-    shapes = {name: p.ndim for name, p in model.named_parameters() if p.requires_grad}
-    outside = re.compile(f"{embedding}|{head}")
-    matrices = [name for name, ndim in shapes.items() if ndim == 2 and not outside.search(name)]
-    heads = [name for name in shapes if re.search(head, name)]
-    others = [name for name in shapes if name not in {*matrices, *heads}]
+    n_dimensions = {name: p.ndim for name, p in model.named_parameters() if p.requires_grad}
+    heads = [name for name in n_dimensions if name == "lm_head.weight"]
+    matrices = [
+        name
+        for name, n in n_dimensions.items()
+        if n == 2 and name not in heads and not EMBEDDING.search(name)
+    ]
+    others = [name for name in n_dimensions if name not in {*matrices, *heads}]
     rules: list[tuple[list[str], dict[str, Any]]] = [
         (matrices, {"algorithm": "muon"}),
         (heads, {}),
