@@ -24,10 +24,11 @@ LAYERS = [
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
         *["architecture", "config", "reference", "group_rules", "schedules"],
+        "packing_reference",
     ],
     [
         *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
-        *["train_config", "terminal"],
+        *["train_config", "terminal", "packing"],
     ],
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
@@ -48,7 +49,7 @@ TORCH_FREE = [
     *["errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
-    *["train_config", "terminal", "text_run"],
+    *["train_config", "terminal", "text_run", "packing", "packing_reference"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.

@@ -21,6 +21,7 @@ __all__ = [
     "encode_files",
     "pattern_engine",
     "permute",
+    "plan_packing",
     "pretokenize",
     "train_bpe",
     "verify_token_file",
@@ -156,5 +157,12 @@ def encode_files(
 ) -> dict[str, Any]: ...
 def verify_token_file(path: _StrPath) -> dict[str, Any]: ...
 def permute(n: int, seed: int, epoch: int, index: int) -> int: ...
+def plan_packing(
+    lengths: npt.NDArray[np.uint32], context_length: int, policy: str
+) -> tuple[
+    npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]
+]:
+    """Where rows begin among the pieces, and the document, start and length of each piece."""
+
 def pretokenize(text: str, pattern: str) -> list[str]: ...
 def pattern_engine(pattern: str) -> str: ...

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Implementation = Literal["auto", "reference", "torch"]
@@ -65,6 +65,7 @@ def attention(
     causal: bool,
     window: int | None = None,
     scale: float | None = None,
+    documents: Int[Tensor, "... queries"] | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "... queries d_head"]:
     """Softmax attention, scaled by 1/sqrt(d_head) or by `scale`.
@@ -72,13 +73,15 @@ def attention(
     Statistics are accumulated in float32 whatever the input dtype; the result has the
     dtype of `q`. With `causal`, query i sees keys 0..i + (keys - queries), so a single
     query against a cache sees every key; with `window` it sees the last `window` of those,
-    its own among them. Extra memory: O(queries * keys) for "reference",
-    O(queries) for "torch" where PyTorch has a fused kernel (with a window, a mask of
-    booleans on top). "auto" takes "torch".
+    its own among them. With `documents`, numbers without the dimension of the heads, a query
+    sees only keys of its own number: several documents in a row do not see each other.
+    Extra memory: O(queries * keys) for "reference",
+    O(queries) for "torch" where PyTorch has a fused kernel (with a window or documents, a mask
+    of booleans on top). "auto" takes "torch".
 
     Raises:
-        ValueError: `implementation` is unknown, `causal` with more queries than keys, or a
-            `window` below 1 or without `causal`.
+        ValueError: `implementation` is unknown, `causal` with more queries than keys, a
+            `window` below 1 or without `causal`, or `documents` with a cache's keys.
 
     Source of the window: Child et al. 2019, section 4.2 (arXiv:1904.10509); Beltagy et al.
     2020, Longformer, section 3.1 (arXiv:2004.05150).
@@ -91,28 +94,51 @@ def attention(
         )
     if window is not None and (window < 1 or not causal):
         raise ValueError(f"window must be at least 1, and causal True, got {window} and {causal}")
+    same = None
+    if documents is not None:
+        if n_queries != n_keys:
+            raise ValueError(
+                f"documents need as many keys as queries, got {n_queries} queries and {n_keys} keys"
+            )
+        # One mask for all heads: (..., 1, queries, keys).
+        same = (documents[..., :, None] == documents[..., None, :]).unsqueeze(-3)
     if implementation == "reference":
         mask = _causal_mask(n_queries, n_keys, q.device, window) if causal else None
-        return scaled_dot_product_attention(q, k, v, mask, scale=scale)
+        return scaled_dot_product_attention(q, k, v, _both(mask, same), scale=scale)
     if implementation in ("auto", "torch"):
-        return _torch_attention(q, k, v, causal=causal, window=window, scale=scale)
+        return _torch_attention(q, k, v, causal=causal, window=window, scale=scale, same=same)
     raise ValueError(
         f'implementation must be "auto", "reference" or "torch", got {implementation!r}'
     )
 
 
+def _both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """True where both masks are, of which one or both may allow everything."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask & other
+
+
 def _torch_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+    scale: float | None,
+    same: Tensor | None,
 ) -> Tensor:
     """PyTorch's fused attention, with our meaning of causal for keys > queries."""
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     # PyTorch aligns its causal mask at the top left: query i sees keys 0..i however many
     # keys there are, so only the square case may use it. One query sees every key.
     is_cut = window is not None and window < n_keys
-    plain = causal and n_queries == n_keys and not is_cut
+    plain = causal and n_queries == n_keys and not is_cut and same is None
     mask = None
     if causal and not plain and (n_queries > 1 or is_cut):
         mask = _causal_mask(n_queries, n_keys, q.device, window)
+    mask = _both(mask, same)
     fused = torch.nn.functional.scaled_dot_product_attention
     if q.device.type == "cpu" and q.dtype.itemsize == 2 and n_keys < _CPU_HALF_KEYS:
         with torch.autocast("cpu", enabled=False):

@@ -19,6 +19,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from rslm.packing import (
+    PackingPlan,
+    Rows,
+    positions_in,
+    read_packed_rows,
+    window_documents,
+)
 from rslm.permutation import permute
 from rslm.token_file import TokenFile
 
@@ -66,12 +73,17 @@ def split_windows(
     windows: npt.NDArray[Any], device: str | torch.device
 ) -> tuple[Int[Tensor, "batch sequence"], Int[Tensor, "batch sequence"]]:
     """Inputs and targets, int64 on the device, of windows one token longer than either."""
-    ids = torch.from_numpy(windows.astype(np.int64))
+    ids = to_device(windows, device)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def to_device(array: npt.NDArray[Any], device: str | torch.device) -> Tensor:
+    """An array of integers as int64 on the device."""
+    ids = torch.from_numpy(array.astype(np.int64))
     if torch.device(device).type == "cuda":
         # From pinned memory the copy does not wait for the kernels queued before it.
         ids = ids.pin_memory()
-    ids = ids.to(device, non_blocking=True)
-    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    return ids.to(device, non_blocking=True)
 
 
 def count_samples(n_tokens: int, context_length: int) -> int:
@@ -185,18 +197,123 @@ def mixed_samples(
     return sources, indices
 
 
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Token files whose documents are packed into rows, told apart inside them, or both.
+
+    Attributes:
+        source: the files.
+        plans: the plan of each; empty for windows that are cut wherever they end.
+        mask_documents: batches say which document each token belongs to.
+        restart_positions: batches count positions from the begin of the document.
+    """
+
+    source: TokenFile | Mixture
+    plans: tuple[PackingPlan, ...] = ()
+    mask_documents: bool = False
+    restart_positions: bool = False
+
+
+Source = TokenFile | Mixture | Packed
+"""What batches are drawn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """Rows of a batch, or of a process's part of it.
+
+    Attributes:
+        rows: what they hold.
+        targets_per_row: mean over the whole batch, to weigh the losses of its parts by.
+        mask_documents: the documents of the rows are told apart.
+        restart_positions: the positions of the rows are the model's.
+    """
+
+    rows: Rows
+    targets_per_row: float
+    mask_documents: bool
+    restart_positions: bool
+
+    def __len__(self) -> int:
+        return len(self.rows.inputs)
+
+
+Batch = npt.NDArray[np.int64] | PackedBatch
+"""Windows, or rows of packed or told-apart documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What a forward pass takes, on the device.
+
+    Attributes:
+        inputs: token ids.
+        targets: the tokens after them; `IGNORE_INDEX` where there is none, if `has_padding`.
+        options: further arguments of the model's forward pass.
+        share: of the loss of the batch, as the mean over these targets counts in it.
+        has_padding: whether there may be places without a target.
+    """
+
+    inputs: Int[Tensor, "batch sequence"]
+    targets: Int[Tensor, "batch sequence"]
+    options: dict[str, Tensor]
+    share: float
+    has_padding: bool
+
+
+def micro_batch(batch: Batch, first: int, count: int, device: str | torch.device) -> MicroBatch:
+    """Rows first, ..., first + count - 1 of a batch, on the device.
+
+    The shares of all the parts of a batch sum to one, for a process's part of a batch of padded
+    rows on the mean over the processes: the sum of share times loss is the mean over the targets
+    of the whole batch, however it is cut.
+    """
+    if not isinstance(batch, PackedBatch):
+        inputs, targets = split_windows(batch[first : first + count], device)
+        share = len(inputs) / len(batch)
+        options: dict[str, Tensor] = {}
+        return MicroBatch(
+            inputs=inputs, targets=targets, options=options, share=share, has_padding=False
+        )
+    rows = Rows(*(array[first : first + count] for array in batch.rows))
+    n_targets = int((rows.targets >= 0).sum())
+    options = {}
+    if batch.mask_documents:
+        options["documents"] = to_device(rows.documents, device)
+    if batch.restart_positions:
+        options["token_positions"] = to_device(rows.positions, device)
+    return MicroBatch(
+        inputs=to_device(rows.inputs, device),
+        targets=to_device(rows.targets, device),
+        options=options,
+        share=n_targets / (batch.targets_per_row * len(batch)),
+        has_padding=n_targets < rows.targets.size,
+    )
+
+
+def token_files_of(source: Source) -> tuple[TokenFile, ...]:
+    """The files that batches are drawn from."""
+    if isinstance(source, Packed):
+        return token_files_of(source.source)
+    return source.token_files if isinstance(source, Mixture) else (source,)
+
+
 def draw_samples(
-    source: TokenFile | Mixture, *, seed: int, first: int, count: int, context_length: int
+    source: Source, *, seed: int, first: int, count: int, context_length: int
 ) -> tuple[SampleIndices, SampleIndices]:
-    """Files, and windows in them, at places first, ..., first + count - 1 of the order.
+    """Files, and windows or rows in them, at places first, ..., first + count - 1 of the order.
 
     Raises:
         ValueError: a file is shorter than one window.
     """
-    if isinstance(source, Mixture):
-        n_samples = [count_samples(len(file), context_length) for file in source.token_files]
-        return mixed_samples(n_samples, source.slots, seed, first, count)
-    indices = sample_indices(count_samples(len(source), context_length), seed, first, count)
+    if isinstance(source, Packed) and source.plans:
+        n_samples = [plan.n_rows for plan in source.plans]
+    else:
+        n_samples = [count_samples(len(file), context_length) for file in token_files_of(source)]
+    files = source.source if isinstance(source, Packed) else source
+    if isinstance(files, Mixture):
+        return mixed_samples(n_samples, files.slots, seed, first, count)
+    indices = sample_indices(n_samples[0], seed, first, count)
     return np.zeros_like(indices), indices
 
 
@@ -212,8 +329,38 @@ def read_samples(
     return windows
 
 
+def read_rows(
+    source: Packed, files: SampleIndices, indices: SampleIndices, context_length: int
+) -> Rows:
+    """The rows that `draw_samples` named."""
+    shape = (len(indices), context_length)
+    rows = Rows(*(np.empty(shape, np.int64) for _ in Rows._fields))
+    for number, token_file in enumerate(token_files_of(source)):
+        own = files == number
+        if not own.any():
+            continue
+        if source.plans:
+            read = read_packed_rows(token_file, source.plans[number], indices[own])
+        else:
+            windows = read_windows(token_file, indices[own], context_length)
+            starts, first_tokens = token_file.document_starts, indices[own] * context_length
+            documents = window_documents(starts, first_tokens, context_length)
+            read = Rows(windows[:, :-1], windows[:, 1:], documents, positions_in(documents))
+        for array, part in zip(rows, read, strict=True):
+            array[own] = part
+    return rows
+
+
+def targets_per_row(source: Packed, files: SampleIndices, indices: SampleIndices) -> float:
+    """Mean over the rows that `draw_samples` named, from their plans; no token is read."""
+    counts = [
+        plan.n_targets(indices[files == number]).sum() for number, plan in enumerate(source.plans)
+    ]
+    return float(sum(counts)) / len(indices)
+
+
 def sample_batch(
-    source: TokenFile | Mixture,
+    source: Source,
     *,
     seed: int,
     step: int,
@@ -221,11 +368,12 @@ def sample_batch(
     context_length: int,
     first: int | None = None,
     share: slice = slice(None),
-) -> npt.NDArray[np.int64]:
+) -> Batch:
     """The windows of a step (counted from 0): `(batch_size, context_length + 1)` token ids.
 
     `split_windows` makes inputs and targets of them, or of any slice of their rows. Only the
-    windows of `share`, a process's part of the batch, are read and returned.
+    windows of `share`, a process's part of the batch, are read and returned. A `Packed` source
+    gives a `PackedBatch` of rows instead; `micro_batch` makes of either what a model takes.
 
     Args:
         source: the data.
@@ -243,7 +391,16 @@ def sample_batch(
     files, indices = draw_samples(
         source, seed=seed, first=place, count=batch_size, context_length=context_length
     )
-    return read_samples(source, files[share], indices[share], context_length)
+    if not isinstance(source, Packed):
+        return read_samples(source, files[share], indices[share], context_length)
+    return PackedBatch(
+        rows=read_rows(source, files[share], indices[share], context_length),
+        targets_per_row=(
+            targets_per_row(source, files, indices) if source.plans else float(context_length)
+        ),
+        mask_documents=source.mask_documents,
+        restart_positions=source.restart_positions,
+    )
 
 
 def counter_seed(seed: int, stream: str, step: int = 0) -> int:

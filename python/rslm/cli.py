@@ -53,6 +53,7 @@ COMMANDS = {
     "tokens verify": Command("commands.tokens", "read a whole token file and check it"),
     "tokens info": Command("commands.tokens", "describe a token file"),
     "tokens show": Command("commands.tokens", "a document or a range, as text and as ids"),
+    "tokens pack": Command("commands.tokens", "plan which documents share a row"),
     "data download": Command("commands.data", "fetch a corpus as text files"),
     "data split": Command("commands.data", "hold out documents by a hash of their bytes"),
     "train": Command("commands.train", "train a Transformer", reads_config=True),

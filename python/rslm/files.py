@@ -19,8 +19,8 @@ END_OF_TEXT = "<|endoftext|>"
 _BATCH_BYTES = 4 << 20
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replaces `path` by `data`: written beside, synced, renamed, folder synced.
+def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
+    """Replaces `path` by `data`, end to end: written beside, synced, renamed, folder synced.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; `path` is untouched.
@@ -29,7 +29,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     beside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)

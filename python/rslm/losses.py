@@ -34,23 +34,37 @@ def training_loss(
     targets: Int[Tensor, "..."],
     *,
     z_loss: float = 0.0,
+    has_padding: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """What training minimises, and the cross-entropy in it, which runs report.
 
     The first is the second plus z_loss · mean(log²Z) with Z the sum of the exponentials of a
     position's logits, which keeps Z near 1 and so the logits from drifting; without a z-loss
-    the two are one tensor.
+    the two are one tensor. With `has_padding` the means leave out positions with a negative
+    target, whose logits get no gradient; there must be others.
 
     Source: Chowdhery et al. 2022, PaLM, section 5 (arXiv:2204.02311), there with 1e-4.
     """
+    is_padding = None
+    if has_padding:
+        # To pick the real rows of the logits would copy the largest tensor of the step.
+        is_padding = targets < 0
+        targets = targets.clamp_min(0)
     losses = token_losses(logits, targets)
-    loss = losses.mean()
+    loss = _mean(losses, is_padding)
     if z_loss == 0:
         return loss, loss
     # log Z = loss + logit of the target, so the exponentials are not summed again.
     target_logits = logits.gather(-1, targets[..., None])[..., 0]
     log_sums = losses + target_logits.to(losses.dtype)
-    return loss + z_loss * log_sums.square().mean(), loss
+    return loss + z_loss * _mean(log_sums.square(), is_padding), loss
+
+
+def _mean(x: Tensor, is_padding: Tensor | None) -> Tensor:
+    """The mean of what is no padding."""
+    if is_padding is None:
+        return x.mean()
+    return x.masked_fill(is_padding, 0.0).sum() / (~is_padding).sum()
 
 
 def perplexity(loss: float) -> float:

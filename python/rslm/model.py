@@ -120,6 +120,7 @@ class CausalSelfAttention(Module):
         *,
         value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
         cache: LayerCache | None = None,
+        documents: Int[Tensor, "... sequence"] | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """The heads' outputs side by side, projected.
 
@@ -128,6 +129,7 @@ class CausalSelfAttention(Module):
             token_positions: position of each vector, for the rotary embedding.
             value_embedding: added to the values.
             cache: keys and values of what came before, to which these are added.
+            documents: numbers; a position sees those with its own alone.
         """
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if value_embedding is not None:
@@ -153,6 +155,7 @@ class CausalSelfAttention(Module):
             causal=True,
             window=self.window,
             scale=self.scale,
+            documents=documents,
             implementation=self.implementation,
         )
         output: Tensor = self.output_proj(heads.transpose(-3, -2).flatten(-2))
@@ -238,12 +241,17 @@ class TransformerBlock(Module):
         *,
         value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
         cache: LayerCache | None = None,
+        documents: Int[Tensor, "... sequence"] | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """The residual stream after this block."""
 
         def attend(x: Tensor) -> Tensor:
             heads: Tensor = self.attn(
-                x, token_positions, value_embedding=value_embedding, cache=cache
+                x,
+                token_positions,
+                value_embedding=value_embedding,
+                cache=cache,
+                documents=documents,
             )
             return heads
 
@@ -348,6 +356,7 @@ class Transformer(Module):
         token_ids: Int[Tensor, "... sequence"],
         token_positions: Int[Tensor, "... sequence"] | None = None,
         *,
+        documents: Int[Tensor, "... sequence"] | None = None,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
     ) -> Float[Tensor, "... positions vocab_size"]:
@@ -356,7 +365,7 @@ class Transformer(Module):
         Takes and raises what `hidden_states` does. Where the model is sharded, this is the
         method to call: wrappers gather weights around it.
         """
-        hidden = self.hidden_states(token_ids, token_positions, cache=cache)
+        hidden = self.hidden_states(token_ids, token_positions, documents=documents, cache=cache)
         return self.logits(hidden[..., -1:, :] if last_only else hidden)
 
     def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab_size"]:
@@ -373,6 +382,7 @@ class Transformer(Module):
         token_ids: Int[Tensor, "... sequence"],
         token_positions: Int[Tensor, "... sequence"] | None = None,
         *,
+        documents: Int[Tensor, "... sequence"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """What the head reads: the residual stream after the last norm.
@@ -381,12 +391,16 @@ class Transformer(Module):
             token_ids: the tokens.
             token_positions: their positions; where none are given they count from 0, and with
                 a cache from its length.
+            documents: numbers; attention does not cross from tokens with one to those with
+                another. None makes the sequence one document.
             cache: what was read before; these tokens are added to it.
 
         Raises:
             ValueError: the sequence, with what the cache holds, is longer than
-                `config.context_length`.
+                `config.context_length`, or there are documents and a cache.
         """
+        if cache is not None and documents is not None:
+            raise ValueError("documents must not be given with a cache, which holds one document")
         n_read, length = 0 if cache is None else cache.length, token_ids.shape[-1]
         if n_read + length > self.config.context_length:
             raise ValueError(
@@ -398,14 +412,14 @@ class Transformer(Module):
         x = x0 = self.ln_embedding(self.token_embeddings(token_ids))
         n_layers, n_kept = self.config.n_layers, self.recompute_blocks
         if n_kept is None or cache is not None or not torch.is_grad_enabled():
-            x = self._blocks(x, x0, token_ids, token_positions, cache, 0, n_layers)
+            x = self._blocks(x, x0, token_ids, token_positions, documents, cache, 0, n_layers)
         else:
             for first in range(0, n_layers, n_kept):
                 last = min(first + n_kept, n_layers)
                 # There is no dropout, so no generator has to be put back.
                 x = checkpoint(
                     self._blocks,
-                    *(x, x0, token_ids, token_positions, None, first, last),
+                    *(x, x0, token_ids, token_positions, documents, None, first, last),
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
@@ -418,6 +432,7 @@ class Transformer(Module):
         x0: Tensor,
         token_ids: Tensor,
         token_positions: Tensor | None,
+        documents: Tensor | None,
         cache: KeyValueCache | None,
         first: int,
         last: int,
@@ -436,6 +451,7 @@ class Transformer(Module):
                 token_positions,
                 value_embedding=value_embedding,
                 cache=None if cache is None else cache.layers[i],
+                documents=documents,
             )
         return x
 

@@ -5,11 +5,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rslm.batches import BatchSizes, Mixture, draw_samples, first_sample, read_samples
+from rslm.batches import (
+    BatchSizes,
+    PackedBatch,
+    Source,
+    draw_samples,
+    first_sample,
+    sample_batch,
+    token_files_of,
+)
 from rslm.errors import FormatError
 from rslm.files import write_atomically
 from rslm.run_folder import Row
-from rslm.token_file import TokenFile
 from rslm.train_config import TrainConfig
 
 
@@ -37,7 +44,7 @@ class SkippedSteps:
     def __init__(
         self,
         config: TrainConfig,
-        source: TokenFile | Mixture,
+        source: Source,
         batch_sizes: BatchSizes,
         record: Any = None,
         *,
@@ -80,16 +87,29 @@ class SkippedSteps:
         path = config.out / f"nonfinite_step_{row['step']:08d}.json"
         if not self._writes:
             return path
+        place = first_sample(self._batch_sizes, row["step"] - 1)
         files, indices = draw_samples(
             self._source,
             seed=config.seed,
-            first=first_sample(self._batch_sizes, row["step"] - 1),
+            first=place,
             count=config.batch_size,
             context_length=length,
         )
-        windows = read_samples(self._source, files, indices, length)
-        batch = {"samples": indices.tolist(), "token_ids": windows.tolist()}
-        if isinstance(self._source, Mixture):
+        whole = sample_batch(
+            self._source,
+            seed=config.seed,
+            step=row["step"] - 1,
+            batch_size=config.batch_size,
+            context_length=length,
+            first=place,
+        )
+        batch = {"samples": indices.tolist()}
+        if isinstance(whole, PackedBatch):
+            batch |= {"token_ids": whole.rows.inputs.tolist()}
+            batch |= {"targets": whole.rows.targets.tolist()}
+        else:
+            batch |= {"token_ids": whole.tolist()}
+        if len(token_files_of(self._source)) > 1:
             batch = {"sources": files.tolist()} | batch
         report = {key: repr(value) for key, value in row.items()} | batch
         write_atomically(path, json.dumps(report).encode())

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rslm.architecture import TransformerConfig
-from rslm.batches import Mixture, count_samples, mixing_slots
+from rslm.batches import Mixture, Packed, Source, count_samples, mixing_slots, token_files_of
 from rslm.errors import FormatError
+from rslm.packing import PackingPlan, open_plan, packing_stats, require_documents
 from rslm.run_folder import Row
 from rslm.token_file import TokenFile
 from rslm.tokenizer import Tokenizer
@@ -18,18 +19,19 @@ from rslm.train_config import TrainConfig
 class Data:
     """The opened data of a run; the tokenizer is that of the training file, where it has one.
 
-    `source` is what batches are drawn from: `train`, or a mixture of which it is the first file.
+    `source` is what batches are drawn from: `train`, or a mixture of which it is the first file,
+    with its documents packed or told apart where the options ask for it.
     """
 
     train: TokenFile
-    source: TokenFile | Mixture
+    source: Source
     valid: TokenFile | None
     tokenizer: Tokenizer | None
 
     @property
     def train_files(self) -> tuple[TokenFile, ...]:
         """All files to train on."""
-        return self.source.token_files if isinstance(self.source, Mixture) else (self.train,)
+        return token_files_of(self.source)
 
     @property
     def token_byte_lengths(self) -> npt.NDArray[np.uint32] | None:
@@ -50,7 +52,8 @@ def open_data(config: TrainConfig) -> Data:
 
     Raises:
         FormatError: a file is damaged, or they were made by different tokenizers.
-        ValueError: a training file is shorter than one window, or a weight is out of range.
+        ValueError: a training file is shorter than one window, a weight is out of range, or a
+            file does not tell its documents apart and the options need to know them.
     """
     train_files = tuple(map(TokenFile.open, (config.data.train, *config.data.mixed_in)))
     train_file = train_files[0]
@@ -71,9 +74,56 @@ def open_data(config: TrainConfig) -> Data:
         raise FormatError(
             f"{config.data.valid} was made by another tokenizer than {config.data.train}"
         )
+    if config.data.packing != "chunk":
+        for token_file in train_files:
+            require_documents(token_file, f"data.packing {config.data.packing}")
+    if config.data.mask_documents:
+        for token_file in (*train_files, *([] if valid_file is None else [valid_file])):
+            require_documents(token_file, "data.mask_documents")
     record = train_file.tokenizer_json
     tokenizer = None if record is None else Tokenizer.from_json(record)
     return Data(train=train_file, source=source, valid=valid_file, tokenizer=tokenizer)
+
+
+def pack_data(data: Data, config: TrainConfig) -> Data:
+    """The data with its documents packed and told apart as the options say.
+
+    The plan of a file is read from beside it, or made and kept there.
+
+    Raises:
+        FormatError: a plan or an index of documents is damaged.
+    """
+    options = config.data
+    if options.packing == "chunk" and not options.mask_documents:
+        return data
+    assert not isinstance(data.source, Packed), "data must be packed once"
+    plans: tuple[PackingPlan, ...] = ()
+    if options.packing != "chunk":
+        length = config.model.context_length
+        plans = tuple(open_plan(file, length, options.packing) for file in data.train_files)
+    source = Packed(
+        source=data.source,
+        plans=plans,
+        mask_documents=options.mask_documents,
+        restart_positions=options.restart_positions,
+    )
+    return replace(data, source=source)
+
+
+def packing_notes(data: Data) -> list[str]:
+    """A line on each file whose documents are packed: what its rows hold and what is lost."""
+    if not isinstance(data.source, Packed):
+        return []
+    notes = []
+    for token_file, plan in zip(data.train_files, data.source.plans, strict=False):
+        stats = packing_stats(token_file, plan.context_length, plan)
+        cut = f"{stats.n_cut_documents:,} of {stats.n_documents:,} documents cut"
+        dropped = f"{stats.n_dropped:,} tokens dropped ({stats.n_dropped / len(token_file):.2%})"
+        notes.append(
+            f"packing {plan.policy}: {token_file.path}: {stats.n_rows:,} rows, "
+            f"{stats.utilization:.2%} full, {cut}, {dropped}"
+        )
+    return notes
 
 
 def resolve_model(model: TransformerConfig, train_file: TokenFile) -> TransformerConfig:

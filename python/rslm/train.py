@@ -16,20 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from rslm.architecture import n_parameters, train_flops_per_token
 from rslm.batches import (
+    Batch,
     BatchSizes,
     continue_batch_sizes,
     counter_seed,
     first_sample,
+    micro_batch,
     sample_batch,
-    split_windows,
 )
 from rslm.distributed import parallelize, start_processes
 from rslm.evaluate.loss import evaluate_loss
@@ -50,7 +49,7 @@ from rslm.run_checkpoints import (
     run_state,
     save,
 )
-from rslm.run_data import Data, open_data, resolve_model
+from rslm.run_data import Data, open_data, pack_data, packing_notes, resolve_model
 from rslm.run_folder import (
     AppendedFile,
     Background,
@@ -129,6 +128,8 @@ def train(
         stack.enter_context(torch_threads(config.n_threads))
         processes = stack.enter_context(start_processes(choose_device(config.device)))
         device, is_first = processes.device, processes.is_first
+        # One process plans, and the others read what it wrote.
+        data = processes.in_turn(partial(pack_data, data, config))
         share = processes.share_of(config.batch_size)
         micro_batch_size = process_micro_batch_size(config, share)
         if is_first:
@@ -163,6 +164,8 @@ def train(
         stop = stack.enter_context(StopSignals(processes.largest))
         writer = stack.enter_context(Background())
         display = stack.enter_context(open_display(config, step, console))
+        for packed in packing_notes(data):
+            display.note(packed)
         skipped = SkippedSteps(
             config, data.source, batch_sizes, state.get("skipped"), writes=is_first
         )
@@ -200,6 +203,8 @@ def train(
                         batch_size=micro_batch_size,
                         n_tokens=config.n_validation_tokens,
                         token_byte_lengths=data.token_byte_lengths,
+                        mask_documents=config.data.mask_documents,
+                        restart_positions=config.data.restart_positions,
                         autocast_dtype=parallel.autocast_dtype,
                         should_stop=stop.requested,
                         processes=processes,
@@ -219,7 +224,7 @@ def train(
                 finished = True
                 break
 
-            windows = sample_batch(
+            batch = sample_batch(
                 data.source,
                 seed=config.seed,
                 step=step,
@@ -230,7 +235,7 @@ def train(
             )
             loss = accumulate_gradients(
                 parallel.forward,
-                windows,
+                batch,
                 micro_batch_size,
                 device,
                 parallel.autocast_dtype,
@@ -393,8 +398,8 @@ def is_fetched(step: int, config: TrainConfig, device: torch.device) -> bool:
 
 
 def accumulate_gradients(
-    model: Callable[[Tensor], Tensor],
-    windows: npt.NDArray[np.int64],
+    model: Callable[..., Tensor],
+    batch: Batch,
     micro_batch_size: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
@@ -403,27 +408,31 @@ def accumulate_gradients(
     no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
-    """Adds the gradients of the mean loss over all windows; returns that loss, on the device.
+    """Adds the gradients of the mean loss over all targets; returns that loss, on the device.
 
     What is returned is the cross-entropy alone, what is differentiated has the z-loss in it.
 
     Each micro-batch is weighted by its share of the target tokens, so the sum does not depend
     on how the batch is cut, up to rounding. All but the last run inside `no_sync`. Returns None,
-    with gradients of a part of the windows, when `should_stop` became true between two.
+    with gradients of a part of the batch, when `should_stop` became true between two.
     """
     total = torch.zeros((), device=device)
-    for first in range(0, len(windows), micro_batch_size):
+    for first in range(0, len(batch), micro_batch_size):
         if first > 0 and should_stop():
             return None
-        inputs, targets = split_windows(windows[first : first + micro_batch_size], device)
-        share = len(inputs) / len(windows)
-        is_last = first + micro_batch_size >= len(windows)
+        part = micro_batch(batch, first, micro_batch_size, device)
+        is_last = first + micro_batch_size >= len(batch)
         with contextlib.nullcontext() if is_last else no_sync():
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-                minimised, loss = training_loss(model(inputs), targets, z_loss=z_loss)
-                minimised = minimised * share
+                minimised, loss = training_loss(
+                    model(part.inputs, **part.options),
+                    part.targets,
+                    z_loss=z_loss,
+                    has_padding=part.has_padding,
+                )
+                minimised = minimised * part.share
             torch.autograd.backward(minimised)
-        total += loss.detach() * share
+        total += loss.detach() * part.share
     return total
 
 

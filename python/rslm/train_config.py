@@ -6,6 +6,7 @@ from typing import Literal
 
 from rslm.architecture import TransformerConfig
 from rslm.group_rules import Algorithm, parse_group_rule
+from rslm.packing_reference import PackingPolicy
 from rslm.schedules import wsd_s_schedule
 
 Precision = Literal["float32", "bfloat16"]
@@ -41,11 +42,20 @@ class DataConfig:
     """Further token files to train on, in turns with the first by weight."""
     weights: tuple[float, ...] = ()
     """Shares of train and of each of mixed-in; by their tokens unless given."""
+    packing: PackingPolicy = "chunk"
+    """Rows of a batch: cut wherever they end, of whole documents and one cut, or padded."""
+    mask_documents: bool = False
+    """Attention does not cross from one document of a row to another."""
+    restart_positions: bool = False
+    """With mask-documents: positions count from the begin of a document, not of the row."""
 
     def __post_init__(self) -> None:
         n_files, n_weights = 1 + len(self.mixed_in), len(self.weights)
         fits = n_weights in (0, n_files) and (n_weights == 0 or n_files > 1)
         _require(fits, "weights", "one number for train and each of mixed_in", self.weights)
+        # Positions that begin anew in a row that is one sequence would tell two tokens alike.
+        fits = self.mask_documents or not self.restart_positions
+        _require(fits, "restart_positions", "off without mask_documents", True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@
 
 mod corpus;
 mod counts;
+mod packing;
 mod rows;
 mod tokenizer;
 
@@ -114,6 +115,8 @@ mod _rslm {
     };
     #[pymodule_export]
     use super::counts::{CountsReader, count_pretokens};
+    #[pymodule_export]
+    use super::packing::plan_packing;
     #[pymodule_export]
     use super::tokenizer::{EncodeIterator, StreamDecoder, Tokenizer};
 

@@ -11,7 +11,8 @@
 //! - `resume`: what a writer that was stopped leaves for the one that goes on,
 //! - [`TokenFileWriter`]: a stream of token ids into shards, in bounded memory,
 //! - [`verify`]: reads everything back and compares,
-//! - [`permute`]: the order in which training visits the windows of a token file.
+//! - [`permute`]: the order in which training visits the windows of a token file,
+//! - [`plan_packing`]: which documents share a row of a training batch.
 //!
 //! Invariant: a folder with a `manifest.json` is complete, for the manifest is renamed
 //! into place after every shard it names has reached the disk.
@@ -19,6 +20,7 @@
 mod folder;
 mod header;
 mod manifest;
+mod packing;
 mod permutation;
 mod plan;
 mod reader;
@@ -27,6 +29,7 @@ mod shard;
 mod writer;
 
 pub use manifest::ShardRecord;
+pub use packing::{Packing, PackingPlan, plan_packing};
 pub use permutation::permute;
 pub use reader::verify;
 pub use resume::{Position, Resumed};

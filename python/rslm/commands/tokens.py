@@ -1,10 +1,11 @@
-"""`rslm tokens verify | info | show`."""
+"""`rslm tokens verify | info | show | pack`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rslm.commands.tokenizer import File, load_tokenizer
+from rslm.packing_reference import PackingPolicy
 from rslm.terminal import Switch, print_fields, print_json
 
 if TYPE_CHECKING:
@@ -145,3 +146,39 @@ def tokenizer_of(token_file: "TokenFile", path: Path | None) -> "Tokenizer":
     from rslm.tokenizer import Tokenizer
 
     return Tokenizer.from_json(token_file.tokenizer_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Plan how documents share rows, and tell what the rows hold and what is lost."""
+
+    path: File
+    """Token-file folder, or one shard."""
+    context_length: int
+    """Places of a row, as in the model that is to be trained."""
+    policy: PackingPolicy = "obfd"
+    """How documents are packed; a plan of bos-bestfit or obfd is kept for training."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def pack(options: PackOptions) -> None:
+    """Prints the counts of one epoch, with the plan made and kept beside the token file."""
+    from rslm.packing import open_plan, packing_stats, plan_path, require_documents
+
+    if options.context_length < 1:
+        raise ValueError(f"context_length must be at least 1, got {options.context_length}")
+    token_file = open_token_file(options.path, None)
+    plan = path = None
+    if options.policy == "chunk":
+        require_documents(token_file, "packing chunk")
+    else:
+        plan = open_plan(token_file, options.context_length, options.policy)
+        path = plan_path(token_file, options.context_length, options.policy)
+    stats = packing_stats(token_file, options.context_length, plan)
+    plan_file = str(path) if path is not None and path.exists() else None
+    record = {"policy": options.policy, **stats._asdict(), "plan": plan_file}
+    if options.json:
+        print_json(record)
+    else:
+        print_fields(record)

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rslm.batches import split_windows
+from rslm.batches import split_windows, to_device
 from rslm.distributed import Processes
 from rslm.losses import token_losses
 from rslm.model import Transformer
+from rslm.packing import positions_in, require_documents, window_documents
 from rslm.token_file import TokenFile
 
 Batch = TypeVar("Batch")
@@ -45,6 +46,8 @@ def evaluate_loss(
     batch_size: int,
     n_tokens: int | None = None,
     token_byte_lengths: npt.NDArray[np.integer[Any]] | None = None,
+    mask_documents: bool = False,
+    restart_positions: bool = False,
     autocast_dtype: torch.dtype | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes | None = None,
@@ -61,14 +64,19 @@ def evaluate_loss(
         batch_size: windows per forward pass.
         n_tokens: targets to score.
         token_byte_lengths: bytes of each token, for bits per byte.
+        mask_documents: attention does not cross from one document of a window to another.
+        restart_positions: positions count from the begin of a document.
         autocast_dtype: dtype of matrix products.
         should_stop: asked before each batch.
         processes: those that score the batches in turns, all with the same result as one that
             is alone; each must call. A model that is sharded runs equally often on all.
 
     Raises:
-        ValueError: there is no token to predict.
+        ValueError: there is no token to predict, or the file does not tell apart the documents
+            that are to be masked.
     """
+    if mask_documents:
+        require_documents(token_file, "mask_documents")
     limit = len(token_file) - 1 if n_tokens is None else min(n_tokens, len(token_file) - 1)
     if limit < 1:
         raise ValueError(f"validation needs at least 2 tokens, got {len(token_file)}")
@@ -80,11 +88,20 @@ def evaluate_loss(
     byte_counts: list[int] = []
     with _inference(model, autocast_dtype):
         batches = contiguous_windows(token_file, limit, length, batch_size)
-        for windows in every_nth(batches, processes.rank, processes.world_size):
+        numbered = with_first_tokens(batches)
+        for first, windows in every_nth(numbered, processes.rank, processes.world_size):
             if should_stop():
                 return None
             inputs, targets = split_windows(windows, device)
-            sums.append(token_losses(model(inputs), targets).sum())
+            options: dict[str, torch.Tensor] = {}
+            if mask_documents:
+                n_inputs = windows.shape[1] - 1
+                starts = first + n_inputs * np.arange(len(windows))
+                documents = window_documents(token_file.document_starts, starts, n_inputs)
+                options["documents"] = to_device(documents, device)
+                if restart_positions:
+                    options["token_positions"] = to_device(positions_in(documents), device)
+            sums.append(token_losses(model(inputs, **options), targets).sum())
             if token_byte_lengths is not None:
                 byte_counts.append(int(token_byte_lengths[windows[:, 1:]].sum(dtype=np.int64)))
     # Fetched once: the device is not made to wait for each batch. In the order of the batches,
@@ -124,6 +141,16 @@ def every_nth(batches: Iterable[Batch], first: int, n: int) -> Iterator[Batch]:
     rest = iter(batches)
     while turn := list(itertools.islice(rest, n)):
         yield turn[min(first, len(turn) - 1)]
+
+
+def with_first_tokens(
+    batches: Iterable[npt.NDArray[Any]],
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Batches of windows side by side, each with the number of its first token."""
+    first = 0
+    for windows in batches:
+        yield first, windows
+        first += windows.shape[0] * (windows.shape[1] - 1)
 
 
 def contiguous_windows(
