@@ -23,7 +23,7 @@ LAYERS = [
     ["errors", "files", "process", "progress", "token_file_format"],
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
-        *["architecture", "config", "reference", "group_rules", "schedules"],
+        *["architecture", "config", "reference", "group_rules", "schedules", "depth_dial"],
         "packing_reference",
     ],
     [
@@ -32,9 +32,10 @@ LAYERS = [
     ],
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
-        *["checkpoint", "run_log", "optimizer_setup", "distributed.*"],
+        *["checkpoint", "run_log", "optimizer_setup", "distributed.*", "trackers"],
+        "reference_curve",
     ],
-    ["model", "text_run", "run_data", "run_checkpoints", "nonfinite"],
+    ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display"],
     ["infer.*"],
     ["evaluate.*", "coord_check", "runs"],
     ["train"],
@@ -49,7 +50,7 @@ TORCH_FREE = [
     *["errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
-    *["train_config", "terminal", "text_run", "packing", "packing_reference"],
+    *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.

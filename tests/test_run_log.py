@@ -1,17 +1,14 @@
-import io
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from rslm.run_folder import AppendedFile
 from rslm.run_log import (
     CLOCK_KEYS,
     Clock,
     Meter,
-    RunDisplay,
     duration,
     peak_flops,
     smooth,
@@ -125,41 +122,6 @@ def test_smooth_keeps_constants_and_does_not_lag() -> None:
     assert smooth([2.0] * 7) == [2.0] * 7
     line = [float(i) for i in range(200)]
     assert smooth(line)[2:-2] == pytest.approx(line[2:-2])
-
-
-def show_some(console: Console) -> RunDisplay:
-    display = RunDisplay(console, title="tiny", n_steps=40, first_step=0, log_every=20)
-    with display:
-        for step in range(1, 41):
-            shared = {"elapsed_seconds": float(step), "learning_rate": 1e-3, "grad_norm": 2.0}
-            display.show({"step": step, "loss": 5 - step / 10, "tokens_per_second": None} | shared)
-        display.note("a [sentence]")
-        display.show(
-            {"step": 40, "val_loss": 1.0, "val_bits_per_byte": 2.5, "elapsed_seconds": 40.0}
-        )
-    return display
-
-
-def test_display_in_a_pipe_is_one_parseable_line_a_logged_step() -> None:
-    file = io.StringIO()
-    show_some(Console(file=file, width=20))
-    lines = file.getvalue().splitlines()
-    assert lines == [
-        "step=1/40 loss=4.9000 learning_rate=0.001 grad_norm=2",
-        "step=20/40 loss=3.0000 learning_rate=0.001 grad_norm=2 seconds_left=20",
-        "step=40/40 loss=1.0000 learning_rate=0.001 grad_norm=2 seconds_left=0",
-        "a [sentence]",
-        "step=40/40 val_loss=1.0000 val_bits_per_byte=2.5000 seconds_left=0",
-    ]
-
-
-def test_display_on_a_terminal_is_one_panel() -> None:
-    file = io.StringIO()
-    show_some(Console(file=file, force_terminal=True, width=100, color_system=None))
-    shown = file.getvalue()
-    for text in ("tiny", "40/40", "1.0000", "2.5000", "time left", "a [sentence]", "█"):
-        assert text in shown
-    assert "step=" not in shown
 
 
 def write_metrics(run: Path, *, validated: bool) -> None:

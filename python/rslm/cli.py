@@ -25,6 +25,8 @@ MIN_COLUMNS = 40
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+EXTRAS = {"datasets": "data", "pyarrow": "data", "tensorboard": "track", "wandb": "track"}
+"""Extras that bring packages; all others come with `train`."""
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
 
 
@@ -62,6 +64,7 @@ COMMANDS = {
     "runs ls": Command("commands.runs", "list the runs in a folder"),
     "runs show": Command("commands.runs", "describe a run"),
     "runs plot": Command("commands.runs", "draw a metric of several runs in one picture"),
+    "runs band": Command("commands.runs", "make a reference curve of finished runs"),
     "runs diff": Command("commands.runs", "compare the options and the results of two runs"),
 }
 
@@ -227,7 +230,7 @@ def missing_extra(error: ModuleNotFoundError) -> str:
     package = (error.name or "").split(".")[0]
     if package in ("", "rslm"):
         raise error
-    extra = "data" if package in ("datasets", "pyarrow") else "train"
+    extra = EXTRAS.get(package, "train")
     return f"this command needs {package}, which is not installed: pip install 'rslm[{extra}]'"
 
 

@@ -1,23 +1,14 @@
-"""What a run measures and shows: rows of metrics, the live display, the loss curve."""
+"""What a run measures: rows of metrics, utilisation, the loss curve."""
 
 import contextlib
 import itertools
 import math
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
-from rich.console import Console
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from rslm.run_folder import Row, read_metrics
@@ -192,111 +183,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m {rest:02d}s"
     return f"{minutes // 60}h {minutes % 60:02d}m"
-
-
-class RunDisplay:
-    """Shows a run: a live panel on a terminal, else a line of `key=value` per logged step."""
-
-    def __init__(
-        self, console: Console, *, title: str, n_steps: int, first_step: int, log_every: int
-    ) -> None:
-        self._console = console
-        self._title = title
-        self._n_steps = n_steps
-        self._first_step = first_step
-        self._log_every = log_every
-        self._losses: deque[float] = deque(maxlen=2000)
-        self._row: Row = {"step": first_step}
-        self._validation: Row = {}
-        self._warm: tuple[int, float] | None = None
-        self._live: Live | None = None
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            # Two pictures a second: the thread that draws them shares the interpreter with
-            # the training step.
-            self._live = Live(
-                console=self._console, get_renderable=self._panel, refresh_per_second=2
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def note(self, message: str) -> None:
-        """Prints one sentence above the panel, or as a line of its own."""
-        self._console.print(Text(message), soft_wrap=True)
-
-    def show(self, row: Row) -> None:
-        """Takes in a row of the metrics."""
-        if "val_loss" in row:
-            self._validation = row
-        else:
-            self._row = row
-            self._losses.append(row["loss"])
-            # Time left is counted from the end of the first step, which may have compiled.
-            self._warm = self._warm or (row["step"], row["elapsed_seconds"])
-        due = row["step"] % self._log_every == 0 or row["step"] in (1, self._n_steps)
-        if self._live is None and (due or "val_loss" in row):
-            self._console.print(Text(self._line(row)), soft_wrap=True)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the mean pace since the first step, validation and checkpoints included."""
-        if self._warm is None or self._row["step"] == self._warm[0]:
-            return None
-        n_steps = int(self._row["step"]) - self._warm[0]
-        seconds = float(self._row["elapsed_seconds"]) - self._warm[1]
-        return (self._n_steps - int(self._row["step"])) * seconds / n_steps
-
-    def _line(self, row: Row) -> str:
-        shown = {"step": f"{row['step']}/{self._n_steps}"}
-        formats = {
-            "loss": ".4f",
-            "val_loss": ".4f",
-            "val_bits_per_byte": ".4f",
-            "learning_rate": ".3g",
-            "grad_norm": ".3g",
-            "tokens_per_second": ".0f",
-        }
-        for key, form in formats.items():
-            if row.get(key) is not None:
-                shown[key] = format(row[key], form)
-        if self.seconds_left is not None:
-            shown["seconds_left"] = f"{self.seconds_left:.0f}"
-        return " ".join(f"{key}={value}" for key, value in shown.items())
-
-    def _panel(self) -> Panel:
-        row, step = self._row, self._row["step"]
-        table = Table.grid(padding=(0, 2))
-        for _ in range(5):
-            table.add_column(justify="right")
-        left = self.seconds_left
-        cells = {
-            "step": f"{step:,}/{self._n_steps:,}",
-            "loss": _shown(row.get("loss"), ".4f"),
-            "val bits/byte": _shown(self._validation.get("val_bits_per_byte"), ".4f"),
-            "tokens/s": _shown(row.get("tokens_per_second"), ",.0f"),
-            "time left": "…" if left is None else duration(left),
-        }
-        table.add_row(*(Text(name, style="dim") for name in cells))
-        table.add_row(*(Text(value, style="bold") for value in cells.values()))
-        lines = Table.grid()
-        lines.add_row(table)
-        lines.add_row(ProgressBar(total=self._n_steps, completed=step, width=60))
-        lines.add_row(Text(sparkline(self._losses, 60), style="cyan"))
-        return Panel(lines, title=self._title, title_align="left", expand=False)
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "…" if value is None else format(value, form)
 
 
 def write_loss_curve(run: Path, title: str) -> None:

@@ -40,6 +40,7 @@ from rslm.model import Transformer
 from rslm.nonfinite import SkippedSteps
 from rslm.optim import optimizer_step
 from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
+from rslm.reference_curve import BandWatch, find_curve
 from rslm.run_checkpoints import (
     NO_BEST,
     Best,
@@ -50,6 +51,7 @@ from rslm.run_checkpoints import (
     save,
 )
 from rslm.run_data import Data, open_data, pack_data, packing_notes, resolve_model
+from rslm.run_display import RunDisplay, open_console
 from rslm.run_folder import (
     AppendedFile,
     Background,
@@ -59,10 +61,12 @@ from rslm.run_folder import (
     append_start,
     describe_environment,
     open_run_folder,
+    read_metrics,
     write_config,
 )
-from rslm.run_log import Clock, Meter, RunDisplay, peak_flops, write_loss_curve
+from rslm.run_log import Clock, Meter, peak_flops, write_loss_curve
 from rslm.tokenizer import Tokenizer
+from rslm.trackers import Trackers, require_trackers, rows_beyond
 from rslm.train_config import RESUMABLE, DataConfig, OptimizerConfig, TrainConfig
 
 __all__ = ["DataConfig", "OptimizerConfig", "TrainConfig", "TrainResult", "train"]
@@ -119,9 +123,11 @@ def train(
             a few such steps are skipped, and their batches written to the run folder.
         OSError: the disk is full; the checkpoints before still stand.
     """
-    console = console or Console(stderr=True)
+    console = console or open_console()
+    require_trackers(config.trackers)
     data = open_data(config)
     config = replace(config, model=resolve_model(config.model, data.train))
+    curve = find_curve(config, data.fingerprints)
     out = config.out
 
     with contextlib.ExitStack() as stack:
@@ -150,20 +156,36 @@ def train(
             compiles=config.compile,
         )
 
+        step = state["step"]
+        run_display = open_display(config, step, console)
+        # Before what was written beyond the checkpoint is cut away; before a panel is drawn, into
+        # which a tracker may ask for a password.
+        written = rows_beyond(out / "metrics.jsonl", state["metrics_bytes"])
+        trackers = stack.enter_context(
+            Trackers(
+                config,
+                first_step=step,
+                written=written,
+                warn=run_display.warn,
+                is_first=is_first,
+            )
+        )
         metrics, samples = (
             stack.enter_context(AppendedFile(out / name, state[size]) if is_first else NoFile())
             for name, size in (("metrics.jsonl", "metrics_bytes"), ("samples.md", "samples_bytes"))
         )
-        step = state["step"]
         best = best_validation(config) if is_first else NO_BEST
         batch_sizes = continue_batch_sizes(state["batch_sizes"], step, config.batch_size)
+        # Once the batch size has changed the run is another than was measured.
+        rows = read_metrics(out / "metrics.jsonl") if curve is not None and is_first else []
+        band = BandWatch(curve if is_first and len(batch_sizes) == 1 else None, rows)
         clock = Clock(state["elapsed_seconds"])
         meter = make_meter(config, device, clock, batch_sizes, processes.world_size)
         if is_first:
             record_start(config, data, device, step)
         stop = stack.enter_context(StopSignals(processes.largest))
         writer = stack.enter_context(Background())
-        display = stack.enter_context(open_display(config, step, console))
+        display = stack.enter_context(run_display)
         for packed in packing_notes(data):
             display.note(packed)
         skipped = SkippedSteps(
@@ -176,7 +198,8 @@ def train(
         while True:
             # `step` updates are made, and their rows written.
             if saving:
-                with clock.away():
+                with clock.away(), display.doing("saving"):
+                    trackers.flush()
                     # Two checkpoints in memory would be one too many.
                     writer.wait()
                     state = run_state(
@@ -196,7 +219,7 @@ def train(
             if stopping:
                 break
             if data.valid is not None and is_due(step, config.validate_every, config):
-                with clock.away():
+                with clock.away(), display.doing("validating"):
                     evaluation = evaluate_loss(
                         model,
                         data.valid,
@@ -213,12 +236,13 @@ def train(
                     break
                 validation = meter.validation_row(step, evaluation.loss, evaluation.bits_per_byte)
                 metrics.write_row(validation)
+                trackers.write_row(validation)
                 display.show(validation)
                 if is_first and config.keep_best and evaluation.loss < best.val_loss:
                     best = Best(step, evaluation.loss)
                     writer.start(partial(mark_best, config, step))
             if data.tokenizer is not None and is_due(step, config.sample_every, config):
-                with clock.away():
+                with clock.away(), display.doing("sampling"):
                     samples.write(sample_text(model, data.tokenizer, config, step))
             if step == config.n_steps:
                 finished = True
@@ -265,9 +289,12 @@ def train(
             saving = step > state["step"] and (stopping or is_late or is_saved(step, config))
             if stopping or saving or is_fetched(step, config, device):
                 for row in meter.take_rows():
-                    if (note := skipped.check(row)) is not None:
-                        display.note(note)
+                    if (warning := skipped.check(row)) is not None:
+                        display.warn(warning)
+                    if (warning := band.check(row)) is not None:
+                        display.warn(warning)
                     metrics.write_row(row)
+                    trackers.write_row(row)
                     display.show(row)
             writer.check()
         writer.wait()
@@ -362,11 +389,23 @@ def open_display(config: TrainConfig, step: int, console: Console) -> RunDisplay
         n_steps=config.n_steps,
         first_step=step,
         log_every=config.log_every,
+        due=due_every(config),
+        compiles=config.compile,
     )
     display.note(f"training {model_summary(config)} in {config.out}")
     if config.compile:
         display.note("compiling: the first step takes longer, and is left out of the speed")
     return display
+
+
+def due_every(config: TrainConfig) -> dict[str, int | None]:
+    """What is due every so many steps, None: only at the end."""
+    every: dict[str, int | None] = {"checkpoint": config.checkpoint_every}
+    if config.data.valid is not None:
+        every["validation"] = config.validate_every
+    if config.sample_every is not None:
+        every["sample"] = config.sample_every
+    return every
 
 
 def model_summary(config: TrainConfig) -> str:
@@ -437,18 +476,21 @@ def accumulate_gradients(
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, step: int) -> str:
-    """A section of `samples.md`: what the model writes after `step` updates."""
+    """A section of `samples.md`: how the model continues each prompt after `step` updates.
+
+    What is drawn is a function of the seed, the step and the prompt's place.
+    """
     end = tokenizer.end_of_text
-    prompt_ids = tokenizer.encode(config.sample_prompt)
-    if not prompt_ids:
-        prompt_ids = [0 if end is None else end]
-    token_ids = generate(
-        model,
-        prompt_ids,
-        max_new_tokens=config.n_sample_tokens,
-        temperature=0.8,
-        stop_token_ids=end_ids(model, tokenizer),
-        seed=counter_seed(config.seed, "sample", step),
-    )
-    text = config.sample_prompt + tokenizer.decode(list(token_ids))
-    return f"## Step {step:,}\n\n" + "".join(f"    {line}\n" for line in text.splitlines()) + "\n"
+    parts = [f"## Step {step:,}\n"]
+    for number, prompt in enumerate(config.sample_prompts):
+        token_ids = generate(
+            model,
+            tokenizer.encode(prompt) or [0 if end is None else end],
+            max_new_tokens=config.n_sample_tokens,
+            temperature=0.8,
+            stop_token_ids=end_ids(model, tokenizer),
+            seed=counter_seed(config.seed, f"sample {number}" if number else "sample", step),
+        )
+        text = prompt + tokenizer.decode(list(token_ids))
+        parts.append("".join(f"    {line}\n" for line in text.splitlines()))
+    return "\n".join(parts) + "\n"

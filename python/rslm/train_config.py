@@ -11,6 +11,7 @@ from rslm.schedules import wsd_s_schedule
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "wsd", "wsd-s"]
+TrackerName = Literal["tensorboard", "wandb"]
 ParallelKind = Literal["none", "ddp", "sharded", "fsdp", "torch-ddp", "torch-fsdp2"]
 
 MAX_THREADS = 1024
@@ -20,7 +21,7 @@ RESUMABLE = frozenset(
         *("out", "data.train", "data.valid", "data.mixed_in", "device", "compile", "n_threads"),
         *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "log_every"),
         *("batch_size", "micro_batch_size", "recompute_blocks", "optimizer.max_skipped_steps"),
-        "parallel",
+        *("parallel", "trackers", "wandb_project", "reference_curve"),
     }
 )
 """Options that may change at a resumption: they alter the order of floating-point sums at most,
@@ -184,6 +185,8 @@ class TrainConfig:
     data: DataConfig
     model: TransformerConfig = field(default_factory=TransformerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    depth: int | None = None
+    """One number that decides sizes, steps, batch and rates (rslm.depth_dial); others win."""
     n_steps: int = 5000
     """Optimizer updates."""
     batch_size: int = 32
@@ -216,12 +219,18 @@ class TrainConfig:
     """Keep the checkpoint with the lowest validation loss as well, as checkpoints/best."""
     sample_every: int | None = None
     """Steps between samples in samples.md; only at the end unless given."""
-    sample_prompt: str = ""
-    """Text that samples continue; empty: they start a document."""
+    sample_prompts: tuple[str, ...] = ("",)
+    """Texts that samples continue, one for each; an empty one starts a document."""
     n_sample_tokens: int = 128
     """Tokens per sample."""
     log_every: int = 10
     """Steps between printed lines; metrics.jsonl has every step."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where else to show what the log shows; metrics.jsonl is written in any case."""
+    wandb_project: str = "rslm"
+    """Project at W&B; WANDB_MODE=offline in the environment needs no network."""
+    reference_curve: Path | None = None
+    """Measured losses to warn by (rslm runs band); those that ship are found by themselves."""
     n_threads: int | None = None
     """CPU threads; torch's own choice unless given."""
     init_from: Path | None = None
@@ -230,10 +239,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         names = "n_steps batch_size validate_every checkpoint_every keep_checkpoints log_every"
         names += " n_sample_tokens"
-        optional = "micro_batch_size n_validation_tokens sample_every n_threads recompute_blocks"
+        optional = (
+            "depth micro_batch_size n_validation_tokens sample_every n_threads recompute_blocks"
+        )
         for name in [*names.split(), *optional.split()]:
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
+        _require(bool(self.sample_prompts), "sample_prompts", "at least one text", "none")
+        different = len(set(self.trackers)) == len(self.trackers)
+        _require(different, "trackers", "different from each other", ", ".join(self.trackers))
         threads = self.n_threads or 1
         _require(threads <= MAX_THREADS, "n_threads", f"at most {MAX_THREADS}", threads)
         micro = self.micro_batch_size or self.batch_size

@@ -1,4 +1,4 @@
-"""`rslm runs ls | show | plot | diff`."""
+"""`rslm runs ls | show | plot | diff | band`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,3 +105,47 @@ def diff(options: DiffOptions) -> None:
         return
     rows = [[name, *map(str, pair)] for name, pair in pairs.items()]
     print_table(["", str(options.one), str(options.other)], rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandOptions:
+    """Make a reference curve of finished runs that differ in their seed alone."""
+
+    runs: Files
+    """Run folders, at least three."""
+    name: str
+    """What warnings call the curve."""
+    out: Path
+    """TOML file to write, for --reference-curve."""
+
+
+def band(options: BandOptions) -> None:
+    """Writes the median of the runs' losses, and how far a further run may be from it."""
+    import json
+
+    from rslm.checkpoint import newest_checkpoint, read_state
+    from rslm.files import write_atomically
+    from rslm.reference_curve import curve_to_toml, measure_curve, training_data
+    from rslm.runs import read_run
+
+    runs = [read_run(path) for path in options.runs]
+    fingerprints = []
+    for run in runs:
+        newest, _ = newest_checkpoint(run.path / "checkpoints")
+        if newest is None or run.status != "finished":
+            raise ValueError(f"runs must be finished and have a checkpoint, {run.path} is not")
+        state = read_state(newest)
+        if len(state["batch_sizes"]) != 1:
+            raise ValueError(f"the batch size must be one all along, {run.path} changed it")
+        fingerprints.append(training_data(state["data"]))
+        if fingerprints[-1] != fingerprints[0]:
+            raise ValueError(f"runs must have the same data, {run.path} has other")
+    start = json.loads((runs[0].path / "env.json").read_text())[-1]
+    measured = (
+        f"{len(runs)} runs on {start['cuda'] or start['cpu']}, rslm {start['versions']['rslm']}, "
+        f"torch {start['versions']['torch']}, {start['started'][:10]}"
+    )
+    configs, rows = [run.config for run in runs], [run.rows for run in runs]
+    curve = measure_curve(options.name, measured, configs, rows, fingerprints[0])
+    write_atomically(options.out, curve_to_toml(curve).encode())
+    note(f"wrote {options.out}")

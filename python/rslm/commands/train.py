@@ -26,7 +26,7 @@ class TrainOptions:
     """Train a Transformer on token files (--data.train), or straight from text (--text)."""
 
     preset: str | None = None
-    """Options that ship with rslm: demo, tinystories, openwebtext."""
+    """Options that ship: demo, tinystories, tinystories-cpu, openwebtext, speedrun-124m."""
     config: Path | None = None
     """TOML file of options; it wins over the preset, flags win over both."""
     text: tuple[Path, ...] = ()
@@ -49,12 +49,13 @@ class TrainOptions:
 def defaults(arguments: Sequence[str]) -> Record:
     """What preset, file and, at a resumption, the run folder say before the flags do."""
     record = read_sources(TrainConfig, arguments)
-    if "--resume" in arguments:
-        out = value_of("--out", arguments) or record.get("out")
-        if out is not None and (Path(out) / "config.toml").exists():
-            source = Path(out) / "config.toml"
-            of_run = check_record(TrainConfig, read_toml(source), str(source))
-            record = merge_records(of_run, record)
+    out = value_of("--out", arguments) or record.get("out")
+    source = Path(out or "") / "config.toml"
+    if "--resume" in arguments and out is not None and source.exists():
+        of_run = check_record(TrainConfig, read_toml(source), str(source))
+        record = merge_records(of_run, record)
+    else:
+        record = turn_dial(record, arguments)
     if value_of("--text", arguments) is not None:
         for flag in ("--data.train", "--data.valid"):
             if value_of(flag, arguments) is not None:
@@ -62,6 +63,57 @@ def defaults(arguments: Sequence[str]) -> Record:
         # Token files that are made by the run have no place that the user could name.
         record = merge_records({"data": {"train": Path("tokens/train")}}, record)
     return {"run": record}
+
+
+def turn_dial(record: Record, arguments: Sequence[str]) -> Record:
+    """The record over what the depth decides, where a depth is given.
+
+    Raises:
+        ValueError: a preset is given as well, or the depth is below 1.
+    """
+    depth = value_of("--depth", arguments) or record.get("depth")
+    if depth is None or not str(depth).isdigit():
+        return record  # Words that are no number are refused with the other flags.
+    if value_of("--preset", arguments) is not None:
+        raise ValueError("give --preset or --depth, not both")
+    from rslm.depth_dial import CONTEXT_LENGTH, depth_options
+
+    def number(flag: str, stated: object) -> int | None:
+        given = str(value_of(flag, arguments) or stated)
+        return int(given) if given.isdigit() else None
+
+    vocab_size = vocab_size_of_data(record, arguments)
+    length = number("--model.context-length", record.get("model", {}).get("context_length"))
+    options = depth_options(
+        int(depth),
+        vocab_size=vocab_size,
+        context_length=length or CONTEXT_LENGTH,
+        n_steps=number("--n-steps", record.get("n_steps")),
+        batch_size=number("--batch-size", record.get("batch_size")),
+    )
+    if value_of("--text", arguments) is not None:
+        options["model"]["vocab_size"] = vocab_size
+    return merge_records(check_record(TrainConfig, options), record)
+
+
+def vocab_size_of_data(record: Record, arguments: Sequence[str]) -> int:
+    """The size that flags, file or data state, before the flags are parsed; else the dial's own."""
+    from rslm.depth_dial import VOCAB_SIZE
+    from rslm.token_file import TokenFile
+    from rslm.tokenizer import Tokenizer
+
+    for flag in ("--model.vocab-size", "--vocab-size"):
+        if (given := value_of(flag, arguments) or "").isdigit():
+            return int(given)
+    if (stated := record.get("model", {}).get("vocab_size")) is not None:
+        return int(stated)
+    if (tokenizer := value_of("--tokenizer", arguments)) is not None:
+        return Tokenizer.load(tokenizer).vocab_size
+    data = value_of("--data.train", arguments) or record.get("data", {}).get("train")
+    # One that is not there is missed where the data is opened.
+    if data is not None and Path(data).exists():
+        return TokenFile.open(data).vocab_size or VOCAB_SIZE
+    return VOCAB_SIZE
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -113,7 +165,11 @@ def check(options: TrainOptions) -> None:
     Raises:
         ValueError: an option is given that nothing would read.
         OSError: a text file is missing or a folder.
+        ModuleNotFoundError: the package of a tracker is not installed.
     """
+    from rslm.trackers import require_trackers
+
+    require_trackers(options.run.trackers)
     if options.text and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError(
             "text must be encoded before several processes train on it\n"
