@@ -24,20 +24,20 @@ LAYERS = [
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
         *["architecture", "config", "reference", "group_rules", "schedules", "depth_dial"],
-        "packing_reference",
+        *["packing_reference", "hardware"],
     ],
     [
         *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
-        *["train_config", "terminal", "packing"],
+        *["train_config", "terminal", "packing", "activation_memory"],
     ],
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
         *["checkpoint", "run_log", "optimizer_setup", "distributed.*", "trackers"],
-        "reference_curve",
+        *["reference_curve", "memory_estimate"],
     ],
-    ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display"],
-    ["infer.*"],
-    ["evaluate.*", "coord_check", "runs"],
+    ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display", "plan"],
+    ["infer.*", "plan_tables"],
+    ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*"],
     ["train"],
     ["cli", "commands.*", "demo"],
 ]
@@ -51,6 +51,7 @@ TORCH_FREE = [
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
+    *["hardware", "activation_memory", "memory_estimate", "plan", "plan_tables"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.

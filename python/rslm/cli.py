@@ -59,6 +59,8 @@ COMMANDS = {
     "data download": Command("commands.data", "fetch a corpus as text files"),
     "data split": Command("commands.data", "hold out documents by a hash of their bytes"),
     "train": Command("commands.train", "train a Transformer", reads_config=True),
+    "plan": Command("commands.plan", "what a run will take, before it starts", reads_config=True),
+    "doctor": Command("commands.doctor", "whether a run would work here", reads_config=True),
     "sample": Command("commands.sample", "continue a prompt with a trained model"),
     "coord-check": Command("commands.coord_check", "sizes of activations as a model grows"),
     "runs ls": Command("commands.runs", "list the runs in a folder"),

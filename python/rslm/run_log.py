@@ -11,18 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rslm.hardware import reported_accelerator
 from rslm.run_folder import Row, read_metrics
 
 CLOCK_KEYS = ("elapsed_seconds", "tokens_per_second", "mfu", "memory_bytes")
 """Metrics that say how fast the machine was; all others are a function of the config."""
-
-DENSE_FLOPS = {
-    "NVIDIA A100": {torch.bfloat16: 312e12, torch.float32: 19.5e12},
-    "NVIDIA H100 80GB HBM3": {torch.bfloat16: 989.4e12, torch.float32: 66.9e12},
-    "NVIDIA H200": {torch.bfloat16: 989.4e12, torch.float32: 66.9e12},
-    "NVIDIA B200": {torch.bfloat16: 2250e12, torch.float32: 80e12},
-}
-"""Dense peak FLOP/s by the start of the device's name, from the makers' data sheets."""
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -133,14 +126,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     which take about a third of a second.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for start, peaks in DENSE_FLOPS.items():
-            if name.startswith(start):
-                return peaks[dtype]
-    return _measure_matmul_flops(device, dtype)
+        known = reported_accelerator(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known.peak_flops("bfloat16" if dtype == torch.bfloat16 else "float32")
+    return measure_matmul_flops(device, dtype)
 
 
-def _measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """The FLOP/s of the fastest of some products of square matrices."""
     size = 1024 if device.type == "cpu" else 4096
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = math.inf

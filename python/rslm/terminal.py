@@ -54,6 +54,17 @@ def readable(value: object) -> str:
     return str(value)
 
 
+def with_prefix(value: float, unit: str) -> str:
+    """Three digits, a prefix and a unit: 1.64 GB, 855 MFLOP."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"]
+    order = 0
+    while order < len(prefixes) - 1 and abs(value) >= 999.5 * 1000.0**order:
+        order += 1
+    scaled = value / 1000.0**order
+    n_digits = 0 if order == 0 and scaled == int(scaled) else max(0, 3 - len(str(int(abs(scaled)))))
+    return f"{scaled:.{n_digits}f} {prefixes[order]}{unit}"
+
+
 @contextmanager
 def download_bar() -> Iterator[Callable[[int, int, str], None] | None]:
     """A bar of bytes, speed and time left on a terminal; nothing in a pipe."""

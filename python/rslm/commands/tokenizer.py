@@ -163,7 +163,7 @@ def count_pretokens(options: CountPretokensOptions) -> None:
     )
 
 
-def parse_bytes(text: str | None) -> int | None:
+def parse_bytes(text: str | None, name: str = "memory_limit") -> int | None:
     """A number of bytes, perhaps with a unit: 300MB is 300 x 10^6, 2GiB is 2 x 2^30.
 
     Raises:
@@ -173,7 +173,7 @@ def parse_bytes(text: str | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE)
     if not found or not found[1].isascii():
-        raise ValueError(f"memory_limit must be a size as 300MB or 2GiB, got {text!r}")
+        raise ValueError(f"{name} must be a size as 300MB or 2GiB, got {text!r}")
     number, prefix, binary = found.groups()
     exponent = "kmgt".index(prefix.lower()) + 1 if prefix else 0
     return int(float(number) * (1024 if binary else 1000) ** exponent)
