@@ -28,7 +28,7 @@ LAYERS = [
     ],
     [
         *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
-        *["train_config", "terminal", "packing", "activation_memory"],
+        *["train_config", "terminal", "packing", "activation_memory", "matmul_peak"],
     ],
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
@@ -37,7 +37,7 @@ LAYERS = [
     ],
     ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display", "plan"],
     ["infer.*", "plan_tables"],
-    ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*"],
+    ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*", "profiling.*"],
     ["train"],
     ["cli", "commands.*", "demo"],
 ]
@@ -52,6 +52,7 @@ TORCH_FREE = [
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
     *["hardware", "activation_memory", "memory_estimate", "plan", "plan_tables"],
+    *["profiling.cases", "profiling.tables"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rslm.hardware import reported_accelerator
+from rslm.matmul_peak import measure_matmul_flops
 from rslm.run_folder import Row, read_metrics
 
 CLOCK_KEYS = ("elapsed_seconds", "tokens_per_second", "mfu", "memory_bytes")
@@ -130,20 +131,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         if known is not None:
             return known.peak_flops("bfloat16" if dtype == torch.bfloat16 else "float32")
     return measure_matmul_flops(device, dtype)
-
-
-def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """The FLOP/s of the fastest of some products of square matrices."""
-    size = 1024 if device.type == "cpu" else 4096
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    best = math.inf
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or best == math.inf:
-        start = time.perf_counter()
-        # Reading one entry waits for the product on every kind of device.
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def memory_bytes(device: torch.device) -> int:
