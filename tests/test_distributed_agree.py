@@ -258,12 +258,12 @@ def test_mixed_sources_are_the_same_in_one_and_two_processes(
 def note_windows(file: Path) -> list[list[list[int]]]:
     """The windows that this process trained on, by step."""
     taken = []
-    split = loop.split_windows
+    cut = loop.micro_batch
 
-    def split_windows(windows: Any, device: torch.device) -> Any:
-        taken.append(windows.tolist())
-        return split(windows, device)
+    def micro_batch(batch: Any, first: int, count: int, device: torch.device) -> Any:
+        taken.append(batch[first : first + count].tolist())
+        return cut(batch, first, count, device)
 
-    loop.split_windows = split_windows
+    loop.micro_batch = micro_batch
     train_here(file, False)
     return taken

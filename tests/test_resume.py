@@ -550,17 +550,17 @@ def test_signal_within_a_batch_drops_it_and_reads_it_again(
         tiny_config(out=tmp_path / name, micro_batch_size=1) for name in ("unbroken", "run")
     )
     train(whole)
-    split, n_calls = loop.split_windows, 0
+    cut, n_calls = loop.micro_batch, 0
 
-    def split_windows(*args: Any) -> Any:
+    def micro_batch(*args: Any) -> Any:
         nonlocal n_calls
         n_calls += 1
         if n_calls == 4 * n_updates + 3:  # The third of 4 micro-batches.
             os.kill(os.getpid(), signal.SIGTERM)
-        return split(*args)
+        return cut(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "split_windows", split_windows)
+        patch.setattr(loop, "micro_batch", micro_batch)
         result = train(config)
     assert (result.reason, result.step) == ("terminated", n_updates)
     assert n_calls == 4 * n_updates + 3

@@ -84,7 +84,9 @@ class _TokenLosses(torch.autograd.Function):
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         target_logits = wide.gather(-1, targets[:, None])
         largest = wide.amax(-1, keepdim=True)
-        exponentials = torch.sub(wide, largest).exp_()
+        # Where `wide` is a copy it may be overwritten: one more tensor costs page faults, too.
+        is_copy = wide is not logits
+        exponentials = (wide.sub_(largest) if is_copy else wide - largest).exp_()
         sums = exponentials.sum(-1, keepdim=True)
         ctx.save_for_backward(exponentials, sums, targets)
         ctx.logits_dtype = logits.dtype

@@ -155,6 +155,8 @@ def train(
             autocast_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
             compiles=config.compile,
         )
+        # A graph of its own: wrappers of the model stay outside it.
+        loss_function = torch.compile(training_loss) if config.compile else training_loss
 
         step = state["step"]
         run_display = open_display(config, step, console)
@@ -264,6 +266,7 @@ def train(
                 device,
                 parallel.autocast_dtype,
                 z_loss=config.model.z_loss,
+                loss_function=loss_function,
                 no_sync=parallel.no_sync,
                 should_stop=stop.requested,
             )
@@ -444,6 +447,7 @@ def accumulate_gradients(
     autocast_dtype: torch.dtype | None,
     *,
     z_loss: float = 0.0,
+    loss_function: Callable[..., tuple[Tensor, Tensor]] = training_loss,
     no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
@@ -463,7 +467,7 @@ def accumulate_gradients(
         is_last = first + micro_batch_size >= len(batch)
         with contextlib.nullcontext() if is_last else no_sync():
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-                minimised, loss = training_loss(
+                minimised, loss = loss_function(
                     model(part.inputs, **part.options),
                     part.targets,
                     z_loss=z_loss,

@@ -66,8 +66,8 @@ class PlotOptions:
     """Run folders."""
     out: Path = Path("runs.png")
     """Picture to write, in the format of its name."""
-    metric: str = "val_loss"
-    """Key of metrics.jsonl to draw."""
+    metric: str | None = None
+    """Key of metrics.jsonl to draw: val_loss where all runs were validated, else loss."""
     over: str = "n_tokens"
     """Key to draw it over: n_tokens, step, train_flops or elapsed_seconds."""
 
@@ -79,7 +79,9 @@ def plot(options: PlotOptions) -> None:
     if not options.runs:
         raise ValueError("runs must name at least one run folder")
     runs = [read_run(path) for path in options.runs]
-    plot_runs(runs, options.out, metric=options.metric, over=options.over)
+    are_validated = all(run.last("val_loss") is not None for run in runs)
+    metric = options.metric or ("val_loss" if are_validated else "loss")
+    plot_runs(runs, options.out, metric=metric, over=options.over)
     note(f"wrote {options.out}")
 
 
