@@ -191,10 +191,12 @@ def test_memory_of_two_processes(kind: Any, precision: Any, n_sequences: int) ->
     assert memory.optimizer_state == pytest.approx(state, rel=0.002)
     # torch's DDP has its buckets from the start; the events of a step do not show them.
     before = memory.communication if kind == "torch-ddp" else 0
-    # Where matrices are cut, what is gathered and on its way depends on the moment: wider.
+    estimated = beside_weights_and_state(memory) - before
+    # Where matrices are cut, what is gathered and on its way at the peak depends on the moment:
+    # the estimate is of all that can be.
     is_cut = "fsdp" in kind
-    ratio = (beside_weights_and_state(memory) - before) / peak
-    assert (0.95 if is_cut else 0.97) < ratio < (1.2 if is_cut else 1.05)
+    on_its_way = memory.communication if is_cut else 0
+    assert (0.95 if is_cut else 0.97) * peak < estimated < 1.05 * peak + on_its_way
 
 
 RESIDENT = """
