@@ -99,12 +99,19 @@ fmt: setup ## Format Rust and Python, and apply the safe lint fixes
 bench: setup ## Time the benchmarks (ARGS="benches/bench_training.py" for one file)
 	$(BIN)/python -m pytest $(or $(ARGS),benches) --benchmark-only
 
-bench-peers: setup ## Install the peers, compare with each: benches/results/tokenizer.md (ARGS="--quick")
+bench-peers: setup ## Install the peers, compare with each: benches/results/{tokenizer,training}.md (ARGS="--quick")
 	@$(BIN)/python -m pip install --quiet -c constraints.txt $$($(BIN)/python -c \
 	  'import tomllib; \
 	  project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  print(*(p.replace(" ", "") for p in project["optional-dependencies"]["peers"]))')
 	$(BIN)/python benches/peers.py $(ARGS)
+	$(if $(filter-out --quick,$(ARGS)),,$(BIN)/python benches/training_peers.py $(ARGS))
+
+bench-training: setup ## Time training beside transformers, if it is installed (ARGS="--rows float32")
+	$(BIN)/python benches/training_peers.py $(ARGS)
+
+bench-convergence: setup ## Tune AdamW, Muon and muP on books: benches/results/convergence.md (an hour; goes on where it stopped)
+	$(BIN)/python benches/convergence.py $(ARGS)
 
 bench-compare: setup ## Time the benchmarks and compare with the run before (kept in .benchmarks)
 	$(BIN)/python -m pytest $(or $(ARGS),benches) --benchmark-only --benchmark-autosave \

@@ -4,6 +4,7 @@ import math
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,7 @@ def write_report(study: Study, outcomes: Outcomes, out: Path) -> None:
 def introduction(study: Study, outcomes: Outcomes, out: Path) -> list[str]:
     tokens_per_step = study.batch_size * study.context_length
     commits = sorted({outcome.commit for outcome in outcomes.values()})
-    walls = [outcome.wall_seconds for outcome in outcomes.values()]
+    seconds = [outcome.cpu_seconds for outcome in outcomes.values()]
     return [
         "# Convergence on books",
         "",
@@ -44,8 +45,8 @@ def introduction(study: Study, outcomes: Outcomes, out: Path) -> list[str]:
         f"curves are in [{out.with_suffix('.jsonl').name}]({out.with_suffix('.jsonl').name}).",
         f"Machine: {cpu_model()}, {platform.system()}, Python {platform.python_version()}, "
         f"torch {metadata.version('torch')}; {', '.join(commits)}.",
-        f"{len(outcomes)} runs of one thread, two at a time, {sum(walls) / 60:.0f} minutes of "
-        f"running in all, the longest {max(walls, default=0):.0f} s.",
+        f"{len(outcomes)} runs of one thread, two at a time, {sum(seconds) / 60:.0f} CPU "
+        f"minutes of updates in all, the longest {max(seconds, default=0):.0f} s.",
         "",
         f"English books, a vocabulary of {study.vocab_size:,} trained on them, {study.n_layers} "
         f"layers, context {study.context_length}, heads of {study.d_head}; {study.n_steps} steps "
@@ -253,13 +254,10 @@ def best_rate(found: Search, outcomes: Outcomes) -> float | None:
 
 def transfer_penalty(kind: str, narrow: int, wide: int, plan: Plan, outcomes: Outcomes) -> str:
     small, large = plan.widths[kind, narrow], plan.widths[kind, wide]
-    if small.best is None or large.best is None:
+    moved = None if small.best is None else replace(small.best, d_model=wide)
+    if moved not in outcomes or large.best is None:
         return "an unknown number of"
-    rate = small.best.learning_rate
-    losses = {run.learning_rate: outcomes[run].val_loss for run in large.runs}
-    if rate not in losses:
-        return "an unknown number of"
-    return f"{losses[rate] - min(losses.values()):.4f}"
+    return f"{outcomes[moved].val_loss - outcomes[large.best].val_loss:.4f}"
 
 
 def draw(study: Study, plan: Plan, outcomes: Outcomes, path: Path) -> None:
@@ -333,6 +331,7 @@ def draw_tuning(axis: Any, study: Study, plan: Plan, outcomes: Outcomes) -> None
             marker = "v" if run.weight_decay == 0 else "^"
             point = [run.learning_rate], [outcomes[run].val_loss]
             axis.plot(*point, marker, color="#6b9bc3", markersize=5, label=label)
+    mark_rates(axis)
 
 
 def draw_widths(
@@ -345,6 +344,7 @@ def draw_widths(
         draw_grid(axis, found, outcomes, lambda run: run.learning_rate, color, str(width))
         if (rate := best_rate(found, outcomes)) is not None:
             axis.axvline(rate, color=color, linewidth=1, linestyle=":")
+    mark_rates(axis)
 
 
 def draw_grid(
@@ -358,3 +358,11 @@ def draw_grid(
     finite = [run for run in found.runs if math.isfinite(outcomes[run].val_loss)]
     losses = [outcomes[run].val_loss for run in finite]
     axis.plot(list(map(rate, finite)), losses, color=color, marker="o", markersize=4, label=label)
+
+
+def mark_rates(axis: Any) -> None:
+    """Ticks where something was measured, and nowhere else."""
+    lines = [line for line in axis.get_lines() if line.get_marker() == "o"]
+    rates = sorted({float(rate) for line in lines for rate in line.get_xdata()})
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axis.minorticks_off()

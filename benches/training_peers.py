@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -141,8 +142,8 @@ def measure(shape_name: str, row: str, options: argparse.Namespace) -> Result:
                 worker.turn()
         compare_first_losses(workers)
         for turn in range(options.turns):
-            first = turn % len(workers)
-            for worker in workers[first:] + workers[:first]:
+            # Any order: whoever always came behind the matrix products would find a hot machine.
+            for worker in random.Random(turn).sample(workers, len(workers)):
                 tell(f"{shape_name} {row}: {worker.job.who}, turn {turn + 1}")
                 worker.turn()
         for worker in workers:
