@@ -146,13 +146,15 @@ def header(n_turns: int, n_threads: int, elapsed: float) -> list[str]:
         "",
         "`rslm train` is the whole loop: batches from a token file, clipping, metrics, printed",
         "lines, and one checkpoint in the middle turn. `rslm step` is its model, loss and AdamW on",
-        "one batch at hand, without clipping; `transformers` is LlamaForCausalLM of the same",
+        "batches at hand, without clipping; `transformers` is LlamaForCausalLM of the same",
         "shapes with PyTorch's fused AdamW, likewise. bfloat16 is autocast over float32 weights",
         "for all of them; `transformers-bf16-weights` has nothing but bfloat16, which is another",
         "computation. All begin with the same weights and batch; whose first loss differs is not",
         f"timed. Processes of their own took {n_turns} turns each, in turn, behind two turns of",
         "warming up. Speeds are medians over the turns, ratios medians of the turns' ratios; above",
         "1 rslm is faster. Peak is the highest resident memory of the process, compiling included.",
+        "Part of the lead is that rslm's processes keep freed memory, which saves page faults;",
+        "transformers is run as it comes.",
         "",
     ]
 

@@ -7,12 +7,13 @@ So all contenders of a row are there together and take turns, each warm and its 
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from peer_sample import peak_megabytes
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 PEAK_SECONDS = 0.3
+N_BATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,18 @@ def run_loop(job: Job, gate: Gate) -> None:
     train(config, console=Console(file=GatedFile(gate), width=200))
 
 
-def first_batch(job: Job) -> tuple[Any, Any]:
-    """Inputs and targets of the run's first step."""
+def first_batches(job: Job) -> Iterator[tuple[Any, Any]]:
+    """Inputs and targets of the run's first steps, all at hand, over and over.
+
+    A single batch would be learnt by heart, and numbers near zero take another time.
+    """
     from rslm.batches import sample_batch, split_windows
     from rslm.token_file import TokenFile
 
     source, length = TokenFile.open(Path(job.tokens)), job.model["context_length"]
-    windows = sample_batch(source, seed=0, step=0, batch_size=job.batch_size, context_length=length)
-    return split_windows(windows, "cpu")
+    sizes = {"batch_size": job.batch_size, "context_length": length}
+    windows = [sample_batch(source, seed=0, step=step, **sizes) for step in range(N_BATCHES)]
+    return itertools.cycle([split_windows(batch, "cpu") for batch in windows])
 
 
 def new_model(job: Job) -> Any:
@@ -147,15 +153,21 @@ def new_model(job: Job) -> Any:
     return Transformer(TransformerConfig(**job.model), generator=generator)
 
 
-def run_steps(job: Job, gate: Gate, forward: Callable[[], Any], optimizer: Any) -> None:
-    """Forward, backward and update on one batch at hand, and nothing else."""
+def run_steps(
+    job: Job,
+    gate: Gate,
+    batches: Iterator[tuple[Any, Any]],
+    forward: Callable[[Any, Any], Any],
+    optimizer: Any,
+) -> None:
+    """Forward, backward and update on batches at hand, and nothing else."""
     import torch
 
     n_steps = 1
     for turn in range(sys.maxsize):
         for _ in range(n_steps):
             with torch.autocast("cpu", torch.bfloat16, enabled=job.autocasts):
-                loss = forward()
+                loss = forward(*next(batches))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -167,19 +179,21 @@ def run_our_step(job: Job, gate: Gate) -> None:
     """The model, loss and optimizer of the loop, alone."""
     import torch
 
+    from rslm.allocator import keep_freed_memory
     from rslm.losses import training_loss
     from rslm.model import Transformer  # noqa: F401
     from rslm.optim import AdamW, parameter_groups
 
     gate.hold()
-    inputs, targets = first_batch(job)
+    batches = first_batches(job)
     model = new_model(job)
     optimizer = AdamW(parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, betas=(0.9, 0.95))
     called, loss = (
         torch.compile(part) if job.compiles else part for part in (model, training_loss)
     )
-    gate()
-    run_steps(job, gate, lambda: loss(called(inputs), targets)[0], optimizer)
+    with keep_freed_memory():
+        gate()
+        run_steps(job, gate, batches, lambda x, y: loss(called(x), y)[0], optimizer)
 
 
 def run_transformers(job: Job, gate: Gate) -> None:
@@ -190,7 +204,7 @@ def run_transformers(job: Job, gate: Gate) -> None:
     from rslm.architecture import TransformerConfig
 
     gate.hold()
-    inputs, targets = first_batch(job)
+    batches = first_batches(job)
     sizes = TransformerConfig(**job.model)
     config = LlamaConfig(
         vocab_size=sizes.resolved_vocab_size,
@@ -224,7 +238,8 @@ def run_transformers(job: Job, gate: Gate) -> None:
     run_steps(
         job,
         gate,
-        lambda: called(input_ids=inputs, labels=targets, shift_labels=targets).loss,
+        batches,
+        lambda x, y: called(input_ids=x, labels=y, shift_labels=y).loss,
         optimizer,
     )
 

@@ -20,7 +20,7 @@ RUST = ROOT / "rust"
 
 # A trailing `.*` names every module of that folder.
 LAYERS = [
-    ["errors", "files", "process", "progress", "token_file_format"],
+    ["allocator", "errors", "files", "process", "progress", "token_file_format"],
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
         *["architecture", "config", "reference", "group_rules", "schedules", "depth_dial"],
@@ -47,7 +47,7 @@ FACE = {"": ["_rslm", "errors", "token_file", "tokenizer"], "__main__": ["cli", 
 LAZY = ["cli", "commands.*", "demo"]
 # These run where torch is not installed.
 TORCH_FREE = [
-    *["errors", "files", "process", "progress", "token_file_format", "_rslm"],
+    *["allocator", "errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from rslm.allocator import keep_freed_memory
 from rslm.architecture import n_parameters, train_flops_per_token
 from rslm.batches import (
     Batch,
@@ -134,6 +135,8 @@ def train(
         stack.enter_context(torch_threads(config.n_threads))
         processes = stack.enter_context(start_processes(choose_device(config.device)))
         device, is_first = processes.device, processes.is_first
+        if device.type == "cpu":
+            stack.enter_context(keep_freed_memory())
         # One process plans, and the others read what it wrote.
         data = processes.in_turn(partial(pack_data, data, config))
         share = processes.share_of(config.batch_size)
