@@ -155,13 +155,6 @@ class Plan:
         grids = [(*found.runs, *found.missing) for found in searches]
         wanted = [*grids[0], *self.decays, *(run for grid in grids[1:] for run in grid)]
         wanted += [*self.adamw_seeds, *self.muon_seeds, *self.muon_equal_time]
-        # What the narrowest width would choose for the widest.
-        narrow, wide = (pick(width for _, width in self.widths) for pick in (min, max))
-        wanted += [
-            replace(found.best, d_model=wide)
-            for (_, width), found in self.widths.items()
-            if width == narrow and found.best is not None
-        ]
         return list(dict.fromkeys(wanted))
 
 

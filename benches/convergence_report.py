@@ -4,7 +4,6 @@ import math
 import platform
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,8 @@ from rslm.architecture import TransformerConfig, n_non_embedding_parameters, n_p
 
 COLORS = {"AdamW": "#1f6fb4", "Muon": "#d1495b", "Muon, equal time": "#e0a030"}
 WIDTH_COLORS = ("#9ecae1", "#4292c6", "#08306b")
+NEAR = 0.01
+"""Losses so close to the best of a grid are no worse: half of the spread between seeds."""
 
 
 def write_report(study: Study, outcomes: Outcomes, out: Path) -> None:
@@ -45,15 +46,16 @@ def introduction(study: Study, outcomes: Outcomes, out: Path) -> list[str]:
         f"curves are in [{out.with_suffix('.jsonl').name}]({out.with_suffix('.jsonl').name}).",
         f"Machine: {cpu_model()}, {platform.system()}, Python {platform.python_version()}, "
         f"torch {metadata.version('torch')}; {', '.join(commits)}.",
-        f"{len(outcomes)} runs of one thread, two at a time, {sum(seconds) / 60:.0f} CPU "
-        f"minutes of updates in all, the longest {max(seconds, default=0):.0f} s.",
+        f"{len(outcomes)} runs of one thread, two at a time: {sum(seconds) / 60:.0f} CPU minutes "
+        f"of updates in all, {max(seconds, default=0):.0f} s in the longest run.",
         "",
         f"English books, a vocabulary of {study.vocab_size:,} trained on them, {study.n_layers} "
         f"layers, context {study.context_length}, heads of {study.d_head}; {study.n_steps} steps "
         f"of {tokens_per_step:,} tokens ({study.n_steps * tokens_per_step:,}, no text twice).",
-        "All else is the default recipe of `rslm train`: AdamW with β (0.9, 0.95), decay 0.1,",
-        "clipping at 1, cosine to a tenth, float32; the warm-up is a tenth of the steps. Losses",
-        f"are nats per token on the same {study.n_validation_tokens:,} tokens of other books.",
+        "All else is the default recipe of `rslm train`: AdamW with β (0.9, 0.95), decay 0.1",
+        "where nothing else is said, clipping at 1, cosine to a tenth, float32; the warm-up is a",
+        "tenth of the steps. Losses are nats per token on the same "
+        f"{study.n_validation_tokens:,} tokens of other books.",
         "CPU seconds are those of updates, without validation and checkpoints.",
         "",
         "| width | parameters | without the embedding |",
@@ -140,8 +142,11 @@ def comparison(study: Study, plan: Plan, outcomes: Outcomes) -> list[str]:
             )
         )
     same_loss = tokens_to_reach(base, arms["Muon"], outcomes)
+    tuned, muon = base[0], arms["Muon"][0]
     lines += [
         "",
+        f"Both with decay {tuned.weight_decay:g} and AdamW's rate {tuned.learning_rate:g}, Muon's",
+        f"matrices with rate {muon.muon_learning_rate:g}: the best of the grids above.",
         f"{N_SEEDS} seeds of weights and order of the text each, differences by seed with their",
         "95 % interval (t). Muon in equal time has a schedule of its own over the steps that take",
         "AdamW's CPU seconds.",
@@ -200,39 +205,57 @@ def mean_curve(runs: Sequence[Run], outcomes: Outcomes, key: str) -> list[tuple[
 
 
 def parametrisations(study: Study, plan: Plan, outcomes: Outcomes) -> list[str]:
-    """Best rates by width, and what it costs to keep the narrowest model's."""
-    narrow, wide = study.widths[0], study.widths[-1]
+    """Best rates by width, and what one rate for all widths costs."""
     lines = ["## Standard parametrisation and muP", ""]
     for kind in ("standard", "mup"):
-        found = {width: plan.widths[kind, width] for width in study.widths}
-        rates = sorted({run.learning_rate for s in found.values() for run in s.runs})
-        columns = [f"{kind}: width", *(f"{rate:g}" for rate in rates), "best rate (fit)"]
-        lines += [row_of(columns), row_of(["---", *["--:"] * (len(rates) + 1)])]
-        for width, search in found.items():
-            at = {run.learning_rate: outcomes[run].val_loss for run in search.runs}
-            best = min(at.values(), default=math.inf)
-            row = [
-                "" if rate not in at else f"**{loss(at[rate])}**" if at[rate] == best
-                else loss(at[rate])
+        grids = {width: grid_losses(plan.widths[kind, width], outcomes) for width in study.widths}
+        rates = sorted({rate for losses in grids.values() for rate in losses})
+        columns = [f"{kind}: width", *(f"{rate:g}" for rate in rates), "fit", f"within {NEAR:g}"]
+        lines += [row_of(columns), row_of(["---", *["--:"] * (len(rates) + 2)])]
+        for width, losses in grids.items():
+            best = min(losses.values(), default=math.inf)
+            marked = [
+                "" if rate not in losses else "**" * (losses[rate] == best) + loss(losses[rate])
+                + "**" * (losses[rate] == best)
                 for rate in rates
             ]  # fmt: skip
-            fitted = best_rate(search, outcomes)
-            lines.append(row_of([str(width), *row, "" if fitted is None else f"{fitted:.2g}"]))
-        lines.append("")
-    for kind, name in (("standard", "Standard"), ("mup", "muP")):
-        ends = [best_rate(plan.widths[kind, width], outcomes) for width in (narrow, wide)]
-        penalty = transfer_penalty(kind, narrow, wide, plan, outcomes)
-        if ends[0] and ends[1]:
-            lines.append(
-                f"- {name}: from width {narrow} to {wide} the best rate moves by a factor of "
-                f"{ends[1] / ends[0]:.2f}; the rate that was best at {narrow} costs width {wide} "
-                f"{penalty} nats beside its own best."
-            )
+            near = [f"{rate:g}" for rate, value in losses.items() if value <= best + NEAR]
+            fitted = best_rate(plan.widths[kind, width], outcomes)
+            fit = "" if fitted is None else f"{fitted:.2g}"
+            lines.append(row_of([str(width), *marked, fit, ", ".join(near)]))
+        lines += ["", *transfer(kind, grids, plan, outcomes), ""]
     return [
         *lines,
-        "",
-        f"muP's base is width {narrow}; one seed. The fit is the vertex of the parabola through",
-        "the best point of a grid and its neighbours, over the logarithm of the rate.",
+        f"muP's base is width {study.widths[0]}; one seed. The fit is the vertex of the parabola",
+        "through the best point of a grid and its neighbours, over the logarithm of the rate; the",
+        f"last column has the rates that come within {NEAR:g} of the best.",
+    ]
+
+
+def grid_losses(found: Search, outcomes: Outcomes) -> dict[float, float]:
+    """Losses by rate."""
+    return {run.learning_rate: outcomes[run].val_loss for run in found.runs}
+
+
+def transfer(
+    kind: str, grids: dict[int, dict[float, float]], plan: Plan, outcomes: Outcomes
+) -> list[str]:
+    """How far the best rate moves, and the least that one rate costs the width it fits worst."""
+    if not all(grids.values()):
+        return ["Not there yet."]
+    widths = list(grids)
+    ends = [best_rate(plan.widths[kind, width], outcomes) or math.nan for width in widths]
+    shared = set.intersection(*(set(losses) for losses in grids.values()))
+    costs = {
+        rate: max(losses[rate] - min(losses.values()) for losses in grids.values())
+        for rate in shared
+    }
+    rate = min(costs, key=lambda rate: costs[rate])
+    return [
+        f"From width {widths[0]} to {widths[-1]} the fitted rate goes by a factor of "
+        f"{ends[-1] / ends[0]:.2f}, from {widths[1]} to {widths[-1]} of {ends[-1] / ends[1]:.2f}. "
+        f"One rate for all widths, {rate:g}, costs each at most {costs[rate]:.4f} nats beside its "
+        "own best."
     ]
 
 
@@ -252,14 +275,6 @@ def best_rate(found: Search, outcomes: Outcomes) -> float | None:
     return float(rate * 2 ** ((before - after) / (2 * curvature)))
 
 
-def transfer_penalty(kind: str, narrow: int, wide: int, plan: Plan, outcomes: Outcomes) -> str:
-    small, large = plan.widths[kind, narrow], plan.widths[kind, wide]
-    moved = None if small.best is None else replace(small.best, d_model=wide)
-    if moved not in outcomes or large.best is None:
-        return "an unknown number of"
-    return f"{outcomes[moved].val_loss - outcomes[large.best].val_loss:.4f}"
-
-
 def draw(study: Study, plan: Plan, outcomes: Outcomes, path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -271,7 +286,9 @@ def draw(study: Study, plan: Plan, outcomes: Outcomes, path: Path) -> None:
     draw_tuning(axes["c"], study, plan, outcomes)
     for key, kind, name in (("d", "standard", "standard parametrisation"), ("e", "mup", "muP")):
         draw_widths(axes[key], study, plan, outcomes, kind, f"{name}, by width")
-    low, high = shared_limits([axes["d"], axes["e"]])
+    low, high = loss_range([axes["d"], axes["e"]])
+    for key in "cde":
+        show_grid(axes[key])
     for axis in axes.values():
         axis.grid(color="#e8e8e8", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -283,9 +300,16 @@ def draw(study: Study, plan: Plan, outcomes: Outcomes, path: Path) -> None:
     figure.savefig(path)
 
 
-def shared_limits(axes: Sequence[Any]) -> tuple[float, float]:
-    limits = [axis.get_ylim() for axis in axes]
-    return min(low for low, _ in limits), max(high for _, high in limits)
+def loss_range(axes: Sequence[Any]) -> tuple[float, float]:
+    """The same limits for all, a little beyond the losses of their grids."""
+    found = [y for axis in axes for line in grid_lines(axis) for y in line.get_ydata()]
+    low, high = min(found, default=0.0), max(found, default=1.0)
+    margin = 0.04 * (high - low)
+    return low - margin, high + margin
+
+
+def grid_lines(axis: Any) -> list[Any]:
+    return [line for line in axis.get_lines() if line.get_marker() == "o"]
 
 
 def draw_curves(
@@ -331,7 +355,6 @@ def draw_tuning(axis: Any, study: Study, plan: Plan, outcomes: Outcomes) -> None
             marker = "v" if run.weight_decay == 0 else "^"
             point = [run.learning_rate], [outcomes[run].val_loss]
             axis.plot(*point, marker, color="#6b9bc3", markersize=5, label=label)
-    mark_rates(axis)
 
 
 def draw_widths(
@@ -344,7 +367,6 @@ def draw_widths(
         draw_grid(axis, found, outcomes, lambda run: run.learning_rate, color, str(width))
         if (rate := best_rate(found, outcomes)) is not None:
             axis.axvline(rate, color=color, linewidth=1, linestyle=":")
-    mark_rates(axis)
 
 
 def draw_grid(
@@ -360,9 +382,8 @@ def draw_grid(
     axis.plot(list(map(rate, finite)), losses, color=color, marker="o", markersize=4, label=label)
 
 
-def mark_rates(axis: Any) -> None:
-    """Ticks where something was measured, and nowhere else."""
-    lines = [line for line in axis.get_lines() if line.get_marker() == "o"]
-    rates = sorted({float(rate) for line in lines for rate in line.get_xdata()})
-    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+def show_grid(axis: Any) -> None:
+    """The points of the grids as the ticks of an axis of rates."""
+    ticks = sorted({float(x) for line in grid_lines(axis) for x in line.get_xdata()})
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45, fontsize=8)
     axis.minorticks_off()
