@@ -402,3 +402,17 @@ def test_muon_leaves_embeddings_scalars_and_biases_to_adamw() -> None:
     assert {"token_embeddings.weight", "value_embeddings.1.weight", "x0_scalars"} < set(found)
     assert rest["weight_decay"] == 0.0
     assert len(found) + len(muon["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("has_units", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_muon_multiplies_in_bfloat16_only_where_there_are_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, has_units: bool, dtype: str
+) -> None:
+    capabilities = {"avx2": True, "avx512_bf16": has_units, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    model = tiny_model()
+    asked = replace(MUON, muon=MuonConfig(orthogonalization_dtype="bfloat16"))
+    for config, expected in ((MUON, dtype), (asked, "bfloat16")):
+        groups = build_optimizer(model, config, SIZES).param_groups
+        found = {g["orthogonalization_dtype"] for g in groups if g["algorithm"] == "muon"}
+        assert found == {expected}

@@ -9,6 +9,7 @@ from torch import nn
 
 from rslm.architecture import TransformerConfig
 from rslm.group_rules import GroupRule, parse_group_rule
+from rslm.matmul_peak import has_bfloat16_units
 from rslm.muon import Muon, update_muon_group
 from rslm.optim import (
     EMBEDDING,
@@ -109,16 +110,20 @@ def build_optimizer(
         scaled = scaled_groups(groups, names, sizes, epsilon=config.epsilon)
         return AdamW(scaled, **adamw, implementation=config.implementation)
     adamw |= {"weight_decay": config.weight_decay}
-    options = {"adamw": adamw, "muon": muon_options(config)}
+    device = next(model.parameters()).device
+    options = {"adamw": adamw, "muon": muon_options(config, device)}
     rules = [parse_group_rule(text) for text in config.groups] or default_muon_rules(model)
     groups = parameter_groups_by_rule(model, rules, options=options)
     scaled = scaled_groups(groups, names, sizes, epsilon=config.epsilon)
     return MuonAdamW(scaled, implementation=config.implementation)
 
 
-def muon_options(config: OptimizerConfig) -> dict[str, Any]:
+def muon_options(config: OptimizerConfig, device: torch.device) -> dict[str, Any]:
     """The options of Muon's groups; the scale turns the scheduled rate into Muon's own."""
     muon = config.muon
+    dtype = muon.orthogonalization_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if has_bfloat16_units(device) else "float32"
     own_rate = muon.learning_rate is not None and config.learning_rate > 0
     scale = (muon.learning_rate or 0.0) / config.learning_rate if own_rate else 1.0
     decay = config.weight_decay if muon.weight_decay is None else muon.weight_decay
@@ -129,7 +134,7 @@ def muon_options(config: OptimizerConfig) -> dict[str, Any]:
         "weight_decay": decay,
         "nesterov": muon.nesterov,
         "polynomials": muon.polynomials,
-        "orthogonalization_dtype": muon.orthogonalization_dtype,
+        "orthogonalization_dtype": dtype,
         "convention": muon.convention,
         "normuon_beta2": muon.normuon_beta2,
         "cautious_decay": muon.cautious_decay,

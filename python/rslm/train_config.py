@@ -75,8 +75,8 @@ class MuonConfig:
     """Look one step ahead."""
     polynomials: Literal["classic", "convergent", "polar_express"] = "polar_express"
     """What orthogonalises: Newton-Schulz in 5 or 12 steps, or the best polynomial at each of 5."""
-    orthogonalization_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Dtype of its matrix products."""
+    orthogonalization_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Dtype of its matrix products; auto: bfloat16, or float32 on a CPU without units for it."""
     normuon_beta2: float | None = None
     """Decay rate of NorMuon's second moment of each neuron, about 0.9; none: without."""
     cautious_decay: bool = False
