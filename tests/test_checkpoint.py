@@ -29,7 +29,6 @@ from rslm.checkpoint import (
     take_snapshot,
     verify_checkpoint,
     weights_path,
-    write_run_checkpoint,
     write_snapshot,
 )
 from rslm.errors import FormatError
@@ -223,7 +222,7 @@ def folder(tmp_path: Path) -> Path:
     model, optimizer = trained(n_steps=0)
     for step in (1, 2, 3):
         continue_training(model, optimizer, 1)
-        write_run_checkpoint(tmp_path, model, optimizer, {"step": step, "note": "x"})
+        write_snapshot(tmp_path, take_snapshot(model, optimizer), {"step": step, "note": "x"})
     return tmp_path
 
 
@@ -291,7 +290,7 @@ def test_leftover_of_a_link_is_no_obstacle(folder: Path) -> None:
 
 def test_snapshot_is_untouched_by_further_training(tmp_path: Path) -> None:
     model, optimizer = trained(n_steps=3)
-    write_run_checkpoint(tmp_path / "at_once", model, optimizer, {"step": 3})
+    write_snapshot(tmp_path / "at_once", take_snapshot(model, optimizer), {"step": 3})
     snapshot = take_snapshot(model, optimizer)
     continue_training(model, optimizer, 2)
     optimizer.param_groups[0]["lr"] = 9.0
@@ -313,7 +312,7 @@ def test_snapshot_of_a_view_holds_the_view_alone() -> None:
 
 def test_writing_a_step_again_replaces_it(folder: Path) -> None:
     model, optimizer = trained(n_steps=5)
-    write_run_checkpoint(folder, model, optimizer, {"step": 3, "note": "again"})
+    write_snapshot(folder, take_snapshot(model, optimizer), {"step": 3, "note": "again"})
     assert names(folder) == ["step_00000001", "step_00000002", "step_00000003"]
     assert read_state(folder / "step_00000003")["note"] == "again"
     verify_checkpoint(folder / "step_00000003")
@@ -377,7 +376,7 @@ def test_full_disk_leaves_the_older_ones(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(checkpoint, "save_file", fail)
     model, optimizer = trained()
     with pytest.raises(OSError, match="No space left on device") as error:
-        write_run_checkpoint(folder, model, optimizer, {"step": 3})
+        write_snapshot(folder, take_snapshot(model, optimizer), {"step": 3})
     assert error.value.errno == errno.ENOSPC
     assert names(folder) == ["step_00000001", "step_00000002", "step_00000003"]
     assert newest_checkpoint(folder)[0] == folder / "step_00000003"

@@ -292,13 +292,6 @@ def _copied(tensors: Mapping[str, Tensor]) -> Tensors:
     }
 
 
-def write_run_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Optimizer, state: Record
-) -> Path:
-    """Writes `folder/step_<state["step"]>` at once: `take_snapshot`, then `write_snapshot`."""
-    return write_snapshot(folder, take_snapshot(model, optimizer), state)
-
-
 def write_snapshot(folder: Path, snapshot: Snapshot, state: Record) -> Path:
     """Writes `folder/step_<state["step"]>`, complete or not at all, and returns its path.
 
