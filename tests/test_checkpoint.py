@@ -288,6 +288,41 @@ def test_leftover_of_a_link_is_no_obstacle(folder: Path) -> None:
     assert names(folder) == ["best", "step_00000001", "step_00000002", "step_00000003"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "link to a file", "broken link"])
+def test_what_lies_in_the_way_goes_and_what_it_links_to_stays(
+    folder: Path, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "inside").mkdir()
+    (outside / "file").touch()
+    links = {"link": outside, "link to a file": outside / "file", "broken link": folder / "no"}
+    for name in ("tmp_step_00000004", "tmp_old_step_00000004", "tmp_x", "step_00000004"):
+        if kind == "folder":
+            (folder / name).mkdir()
+            (folder / name / "inner").symlink_to(outside)
+        elif kind == "file":
+            (folder / name).touch()
+        else:
+            (folder / name).symlink_to(links[kind])
+    model, optimizer = trained()
+    write_snapshot(folder, take_snapshot(model, optimizer), {"step": 4})
+    prune_checkpoints(folder, 2)
+    assert names(folder) == ["step_00000003", "step_00000004"]
+    verify_checkpoint(folder / "step_00000004")
+    assert names(outside) == ["file", "inside"]
+
+
+def test_link_to_a_checkpoint_is_pruned_and_its_target_is_not(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "step_00000001"
+    os.rename(folder / "step_00000001", outside)
+    (folder / "step_00000001").symlink_to(outside)
+    prune_checkpoints(folder, 1)
+    assert names(folder) == ["step_00000003"]
+    verify_checkpoint(outside)
+
+
 def test_snapshot_is_untouched_by_further_training(tmp_path: Path) -> None:
     model, optimizer = trained(n_steps=3)
     write_snapshot(tmp_path / "at_once", take_snapshot(model, optimizer), {"step": 3})

@@ -300,7 +300,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, state: Record) -> Path:
     """
     target = step_folder(folder, state["step"])
     beside = folder / f"tmp_{target.name}"
-    shutil.rmtree(beside, ignore_errors=True)
+    _remove(beside)
     beside.mkdir(parents=True)
     try:
         _fill(beside, snapshot, state)
@@ -341,15 +341,23 @@ def _hash_and_sync(path: Path) -> str:
 def set_aside(folder: Path, prefix: str) -> None:
     """Renames a checkpoint so that it no longer counts as one; an older such one goes."""
     aside = folder.with_name(f"{prefix}_{folder.name}")
-    if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+    if os.path.lexists(folder):
+        _remove(aside)
         os.rename(folder, aside)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Removes what an interrupted write or removal left."""
+    """Removes what an interrupted write or removal left; of a link the link, not its target."""
     for leftover in folder.glob("tmp_*"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, file or link, if there is one; follows no link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def step_folder(folder: Path, step: int) -> Path:
