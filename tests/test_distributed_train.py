@@ -6,16 +6,28 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import assert_same_run, free_port, run_each, skip_slow_parts, train_here, write
+import torch
+from processes import (
+    assert_same_run,
+    free_port,
+    run_each,
+    run_processes,
+    skip_slow_parts,
+    train_here,
+    write,
+)
+from torch import nn
 
 from rslm import train as loop
 from rslm.config import read_config
+from rslm.distributed import Processes, parallel, parallelize
 from rslm.train import train
 from rslm.train_config import TrainConfig
 
@@ -47,6 +59,29 @@ def test_two_processes_train_what_one_does(
     if tolerance == 0:
         samples = [(run / "samples.md").read_text() for run in (config.out, alone)]
         assert samples[0] == samples[1]
+
+
+def wrap_strictly(processes: Processes) -> bool:
+    warnings.simplefilter("error")
+    model = nn.Linear(2, 2)
+    wrapped = parallelize("torch-ddp", model, torch.optim.SGD(model.parameters()), processes)
+    return bool(wrapped.forward.broadcast_buffers)
+
+
+def test_torch_ddp_does_not_warn_and_sends_no_buffers():
+    assert run_processes(wrap_strictly) == [False, False]
+
+
+class OldWrapper:
+    """The arguments of PyTorch 2.8's."""
+
+    def __init__(self, module: object, *, broadcast_buffers: bool = True) -> None:
+        self.broadcast_buffers = broadcast_buffers
+
+
+def test_torch_ddp_of_older_releases_sends_no_buffers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", OldWrapper)
+    assert not parallel._torch_ddp(nn.Linear(2, 2)).broadcast_buffers
 
 
 def test_one_by_four_is_two_by_two_is_four_by_one(tiny_config: MakeConfig, tmp_path: Path):

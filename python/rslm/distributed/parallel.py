@@ -1,6 +1,7 @@
 """One of the ways to train with several processes, put around a model and its optimizer."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def parallelize(
             unsharded=whole.unsharded,
         )
     if kind == "torch-ddp":
-        theirs = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        theirs = _torch_ddp(model)
         return _replicated(
             _compiled(theirs, compiles), optimizer, autocast_dtype, no_sync=theirs.no_sync
         )
@@ -113,6 +114,16 @@ def parallelize(
         finish=ours.finish_gradient_synchronization,
         unsharded=None if sharded is None else sharded.consolidated,
     )
+
+
+def _torch_ddp(model: nn.Module) -> nn.parallel.DistributedDataParallel:
+    """PyTorch's own wrapper; buffers are equal from the start, and no forward pass sends them."""
+    wrapper = nn.parallel.DistributedDataParallel
+    # Newer releases warn about the second name, older ones know no other.
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    known = inspect.signature(wrapper).parameters
+    options: dict[str, Any] = {next(name for name in names if name in known): False}
+    return wrapper(model, **options)
 
 
 def _compiled(model: nn.Module, compiles: bool) -> Any:
