@@ -1,9 +1,7 @@
 """A run that is stopped, killed or damaged and resumed equals the unbroken one, bit for bit."""
 
 import errno
-import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -297,38 +295,6 @@ def test_no_good_checkpoint_left_is_an_error_that_touches_nothing(tiny_config: M
     with pytest.raises(FormatError, match=r"no checkpoint in .* is good") as error:
         train(config, resume=True)
     assert "step_00000018" in str(error.value)
-    assert (config.out / "metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *((key, value) for key in ("metrics_bytes", "samples_bytes") for value in (-1, 1.5, None)),
-        *[("step", -1), ("step", 21), ("step", "20")],
-        *[("elapsed_seconds", -1), ("elapsed_seconds", float("nan")), ("elapsed_seconds", [])],
-        *[("data", None), ("data", [])],
-        *(("batch_sizes", value) for value in (None, [], [4], [[1, 4]], [[0, 0]], [[0, True]])),
-        *(("batch_sizes", value) for value in ([[0, 4], [21, 8]], [[0, 4], [0, 8]], [[0, 4, 1]])),
-    ],
-)
-def test_a_state_edited_together_with_its_hash_is_a_format_error(
-    key: str, value: object, tiny_config: MakeConfig
-) -> None:
-    config = tiny_config()
-    train(config)
-    newest = list_checkpoints(config.out / "checkpoints")[-1]
-    state = json.loads((newest / checkpoint.STATE).read_text()) | {key: value}
-    (newest / checkpoint.STATE).write_text(json.dumps(state))
-    manifest = newest / checkpoint.MANIFEST
-    digest = hashlib.sha256((newest / checkpoint.STATE).read_bytes()).hexdigest()
-    lines = manifest.read_text().splitlines()
-    edited = [
-        f"{digest}  {checkpoint.STATE}" if checkpoint.STATE in line else line for line in lines
-    ]
-    manifest.write_text("\n".join(edited) + "\n")
-    before = (config.out / "metrics.jsonl").read_bytes()
-    with pytest.raises(FormatError, match=rf"state\.json.*{key}"):
-        train(config, resume=True)
     assert (config.out / "metrics.jsonl").read_bytes() == before
 
 

@@ -37,7 +37,8 @@ def restore(
             checkpoint.load_weights(checkpoint.weights_path(config.init_from), model)
         begun = {"step": 0, "batch_sizes": [], "elapsed_seconds": 0.0}
         return begun | {"metrics_bytes": 0, "samples_bytes": 0}
-    require_run_state(checkpoint.read_state(newest), newest / checkpoint.STATE)
+    source = newest / checkpoint.STATE
+    require_run_state(checkpoint.read_state(newest), source, config.n_steps)
     state = checkpoint.load_run_checkpoint(newest, model, optimizer)
     if state["data"] != fingerprints:
         raise ValueError(

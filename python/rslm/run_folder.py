@@ -31,6 +31,11 @@ from rslm.files import removed_if_refused, write_atomically
 
 Row = dict[str, Any]
 
+# Above what any run reaches, and small enough that whatever is computed from them can be.
+_MAX_COUNT = 2**63 - 1
+_MAX_BATCH_SIZE = 2**31 - 1
+_MAX_SECONDS = 1e10
+
 
 @contextlib.contextmanager
 def open_run_folder(
@@ -119,8 +124,8 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> Row:
     return flat
 
 
-def require_run_state(state: Row, source: Path) -> None:
-    """Refuses the state of a checkpoint with values that no run writes.
+def require_run_state(state: Row, source: Path, n_steps: int) -> None:
+    """Refuses the state of a checkpoint with values that no run of so many steps writes.
 
     Its hashes show damage; this is for a file that was edited together with its hash.
 
@@ -129,19 +134,27 @@ def require_run_state(state: Row, source: Path) -> None:
     """
     for key in ("step", "metrics_bytes", "samples_bytes"):
         value = state.get(key)
-        if type(value) is not int or value < 0:
-            raise FormatError(f"{source}: {key} must be a whole number from 0 up, got {value!r}")
+        if type(value) is not int or not 0 <= value <= _MAX_COUNT:
+            raise FormatError(
+                f"{source}: {key} must be a whole number from 0 to 2^63 - 1, got {value!r:.80}"
+            )
     if state["step"] != int(source.parent.name.removeprefix("step_")):
         raise FormatError(f"{source}: step must be that of the folder, got {state['step']}")
+    if state["step"] > n_steps:
+        raise FormatError(f"{source}: step must be at most n_steps {n_steps}, got {state['step']}")
     seconds: Any = state.get("elapsed_seconds")
-    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-        raise FormatError(f"{source}: elapsed_seconds must be a number from 0 up, got {seconds!r}")
+    if type(seconds) not in (int, float) or not 0 <= seconds <= _MAX_SECONDS:
+        raise FormatError(
+            f"{source}: elapsed_seconds must be a number from 0 to {_MAX_SECONDS:g}, "
+            f"got {seconds!r:.80}"
+        )
     if not isinstance(state.get("data"), dict):
-        raise FormatError(f"{source}: data must be an object, got {state.get('data')!r}")
+        raise FormatError(f"{source}: data must be an object, got {state.get('data')!r:.80}")
     sizes = state.get("batch_sizes")
     if not _are_batch_sizes(sizes, state["step"]):
         raise FormatError(
-            f"{source}: batch_sizes must be pairs of a step and a size, from step 0, got {sizes!r}"
+            f"{source}: batch_sizes must be pairs of a step and a size up to {_MAX_BATCH_SIZE}, "
+            f"from step 0, got {sizes!r:.80}"
         )
 
 
@@ -153,7 +166,8 @@ def _are_batch_sizes(value: object, step: int) -> bool:
         return False
     starts, sizes = [entry[0] for entry in value], [entry[1] for entry in value]
     ascending = all(a < b for a, b in itertools.pairwise(starts))
-    return starts[:1] == [0] and ascending and starts[-1] <= step and min(sizes) >= 1
+    possible = all(1 <= size <= _MAX_BATCH_SIZE for size in sizes)
+    return starts[:1] == [0] and ascending and starts[-1] <= step and possible
 
 
 class AppendedFile:
