@@ -23,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -273,21 +273,36 @@ class Snapshot:
     record: Record
 
 
-def take_snapshot(model: nn.Module, optimizer: Optimizer) -> Snapshot:
+def take_snapshot(
+    model: nn.Module, optimizer: Optimizer, copies: Iterable[Tensor] = ()
+) -> Snapshot:
     """Copies model and optimizer; memory: as much as both take, until the snapshot is dropped.
+
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        copies: contiguous tensors of theirs on the CPU that nobody will change; the snapshot
+            keeps them as they are.
 
     Raises:
         ValueError: the optimizer holds a parameter that the model does not.
         TypeError: the optimizer's state holds something else than tensors and plain values.
     """
     tensors, record = pack_optimizer(model, optimizer)
-    return Snapshot(model=_copied(model_tensors(model)), optimizer=_copied(tensors), record=record)
+    kept = {tensor.data_ptr() for tensor in copies}
+    weights = _copied(model_tensors(model), kept)
+    return Snapshot(model=weights, optimizer=_copied(tensors, kept), record=record)
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies on the CPU, each with a storage of its own: a view does not drag its base along."""
+def _copied(tensors: Mapping[str, Tensor], kept: Container[int]) -> Tensors:
+    """Copies on the CPU, each with a storage of its own: a view does not drag its base along.
+
+    What lies at an address in `kept` has one already.
+    """
     return {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        name: tensor.detach()
+        if tensor.data_ptr() in kept
+        else tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from rslm import checkpoint
 from rslm.batches import BatchSizes, first_sample
 from rslm.config import to_record
+from rslm.distributed.parallel import Unsharded
 from rslm.errors import FormatError
 from rslm.run_folder import Background, Row, read_metrics, require_run_state, versions
 from rslm.train_config import TrainConfig
@@ -51,14 +52,14 @@ def restore(
 def save(
     config: TrainConfig,
     model: nn.Module,
-    optimizer: Optimizer,
+    whole: Unsharded,
     state: Row,
     best_step: int | None,
     writer: Background,
 ) -> None:
     """Copies the state, and has the copy written and the oldest checkpoint removed."""
     folder = config.out / "checkpoints"
-    snapshot = checkpoint.take_snapshot(model, optimizer)
+    snapshot = checkpoint.take_snapshot(model, whole.optimizer, whole.copies)
 
     def write() -> None:
         checkpoint.write_snapshot(folder, snapshot, state)

@@ -217,9 +217,9 @@ def train(
                         metrics_bytes=metrics.sync(),
                         samples_bytes=samples.sync(),
                     )
-                    with parallel.unsharded() as whole_optimizer:
+                    with parallel.unsharded() as whole:
                         if is_first:
-                            save(config, model, whole_optimizer, state, best.step, writer)
+                            save(config, model, whole, state, best.step, writer)
                 saving, saved_at = False, clock.elapsed_seconds
             if stopping:
                 break

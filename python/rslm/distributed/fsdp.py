@@ -161,12 +161,14 @@ class FSDP(nn.Module):
                     state[key] = shard.rows_of(value).clone()
 
     @contextlib.contextmanager
-    def unsharded(self, optimizer: Optimizer) -> Iterator[None]:
+    def unsharded(self, optimizer: Optimizer) -> Iterator[list[Tensor]]:
         """Inside the block, on process 0, parameters and state are whole, on the CPU.
 
-        Every process must enter it. It is for writing checkpoints: no step inside.
+        Every process must enter it. It is for writing checkpoints: no step inside. It gives
+        the gathered tensors: nothing else holds them, so they may be kept.
         """
         is_first = dist.get_rank() == 0
+        copies: list[Tensor] = []
         kept: list[tuple[Parameter, Tensor, dict[str, Any]]] = []
         for parameter, shard in self._shards.items():
             whole = shard.gather(parameter, only_first=True)
@@ -180,8 +182,9 @@ class FSDP(nn.Module):
                 kept.append((parameter, parameter.data, dict(state)))
                 parameter.data = whole
                 state.update(gathered)
+                copies += [whole, *gathered.values()]
         try:
-            yield
+            yield copies
         finally:
             for parameter, rows, before in kept:
                 parameter.data = rows

@@ -2,10 +2,10 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,21 @@ from rslm.distributed.processes import Processes
 from rslm.distributed.sharded_optimizer import ShardedOptimizer
 from rslm.optim import clip_grad_norm
 from rslm.train_config import ParallelKind
+
+T = TypeVar("T")
+
+
+class Unsharded(NamedTuple):
+    """What is whole on process 0.
+
+    Attributes:
+        optimizer: the plain optimizer.
+        copies: tensors of it and of the model that nothing else holds, so that a checkpoint
+            need not copy them again.
+    """
+
+    optimizer: Optimizer
+    copies: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +47,8 @@ class Parallel:
         no_sync: block in which backward passes only accumulate.
         finish_gradient_synchronization: to be called after backward, before clipping.
         clip_grad_norm: `rslm.optim.clip_grad_norm` over the whole gradients.
-        unsharded: block in which, on process 0, the model is whole, and so is the plain
-            optimizer that it gives; every process must enter.
+        unsharded: block in which, on process 0, the model is whole, and so is the optimizer
+            that it gives; every process must enter.
     """
 
     forward: Callable[..., Tensor]
@@ -42,7 +57,7 @@ class Parallel:
     no_sync: Callable[[], AbstractContextManager[Any]]
     finish_gradient_synchronization: Callable[[], None]
     clip_grad_norm: Callable[[Iterable[Tensor], float], Tensor]
-    unsharded: Callable[[], AbstractContextManager[Optimizer]]
+    unsharded: Callable[[], AbstractContextManager[Unsharded]]
 
 
 def parallelize(
@@ -95,7 +110,7 @@ def parallelize(
             no_sync=contextlib.nullcontext,
             finish_gradient_synchronization=whole.take_gradients,
             clip_grad_norm=whole.clip_grad_norm,
-            unsharded=whole.unsharded,
+            unsharded=_given(whole.unsharded, lambda copies: Unsharded(optimizer, copies)),
         )
     if kind == "torch-ddp":
         theirs = _torch_ddp(model)
@@ -112,7 +127,7 @@ def parallelize(
         autocast_dtype,
         no_sync=ours.no_sync,
         finish=ours.finish_gradient_synchronization,
-        unsharded=None if sharded is None else sharded.consolidated,
+        unsharded=None if sharded is None else _given(sharded.consolidated, Unsharded),
     )
 
 
@@ -137,7 +152,7 @@ def _replicated(
     *,
     no_sync: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     finish: Callable[[], None] = lambda: None,
-    unsharded: Callable[[], AbstractContextManager[Optimizer]] | None = None,
+    unsharded: Callable[[], AbstractContextManager[Unsharded]] | None = None,
 ) -> Parallel:
     """The ways in which every process holds the whole model."""
     return Parallel(
@@ -147,8 +162,21 @@ def _replicated(
         no_sync=no_sync,
         finish_gradient_synchronization=finish,
         clip_grad_norm=clip_grad_norm,
-        unsharded=unsharded or (lambda: contextlib.nullcontext(optimizer)),
+        unsharded=unsharded or (lambda: contextlib.nullcontext(Unsharded(optimizer))),
     )
+
+
+def _given(
+    block: Callable[[], AbstractContextManager[T]], give: Callable[[T], Unsharded]
+) -> Callable[[], AbstractContextManager[Unsharded]]:
+    """The same block, giving what `give` makes of what it gives."""
+
+    @contextlib.contextmanager
+    def unsharded() -> Iterator[Unsharded]:
+        with block() as given:
+            yield give(given)
+
+    return unsharded
 
 
 def _own_fsdp(
@@ -156,11 +184,6 @@ def _own_fsdp(
 ) -> Parallel:
     wrapped = FSDP(model, compute_dtype=autocast_dtype)
     wrapped.shard_optimizer(optimizer)
-
-    @contextlib.contextmanager
-    def unsharded() -> Iterator[Optimizer]:
-        with wrapped.unsharded(optimizer):
-            yield optimizer
 
     return Parallel(
         forward=wrapped,
@@ -170,5 +193,7 @@ def _own_fsdp(
         no_sync=wrapped.no_sync,
         finish_gradient_synchronization=wrapped.finish_gradient_synchronization,
         clip_grad_norm=wrapped.clip_grad_norm,
-        unsharded=unsharded,
+        unsharded=_given(
+            lambda: wrapped.unsharded(optimizer), lambda copies: Unsharded(optimizer, copies)
+        ),
     )

@@ -52,8 +52,12 @@ class TorchSharded:
         return clip_sharded_grad_norm(parameters, max_norm, self._rows.values())
 
     @contextlib.contextmanager
-    def unsharded(self) -> Iterator[Optimizer]:
-        """Inside the block, on process 0, model and optimizer hold whole tensors on the CPU."""
+    def unsharded(self) -> Iterator[list[Tensor]]:
+        """Inside the block, on process 0, model and optimizer hold whole tensors on the CPU.
+
+        It gives the gathered ones: nothing else holds them, so they may be kept.
+        """
+        copies: list[Tensor] = []
         is_first = dist.get_rank() == 0
         state = self._optimizer.state
         wholes: dict[Parameter, Parameter] = {}
@@ -64,6 +68,8 @@ class TorchSharded:
             for key, value in state.get(rows, {}).items():
                 is_cut = isinstance(value, Tensor) and value.ndim > 0
                 gathered[key] = _gather(_like(value, parameter)) if is_cut else value
+                copies += [gathered[key]] if is_cut else []
+            copies.append(whole)
             if is_first:
                 for module in self._model.modules():
                     for leaf, own in list(module._parameters.items()):
@@ -79,7 +85,7 @@ class TorchSharded:
             for group in groups:
                 group["params"] = [wholes[rows] for rows in group["params"]]
         try:
-            yield self._optimizer
+            yield copies
         finally:
             for group, params in zip(groups, before, strict=True):
                 group["params"] = params
@@ -156,4 +162,6 @@ def _like(rows: Tensor, parameter: DTensor) -> DTensor:
 
 def _gather(parameter: DTensor) -> Tensor:
     whole: Tensor = parameter.full_tensor().detach()
-    return whole.to("cpu", copy=True) if dist.get_rank() == 0 else whole[:0]
+    if dist.get_rank() != 0:
+        return whole[:0]
+    return whole.to("cpu", copy=True, memory_format=torch.contiguous_format)
