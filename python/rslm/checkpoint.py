@@ -20,6 +20,7 @@ needs no more than the copy, so a thread can do it while training goes on.
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -113,12 +114,12 @@ def check_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source:
     """Holds the tensors of a file against those of a model.
 
     Raises:
-        FormatError: names, shapes or dtypes differ.
+        FormatError: names, shapes or dtypes differ, or a number is not finite.
     """
     expected = model_tensors(model)
     for name in sorted(expected.keys() ^ tensors.keys()):
         fault = "is missing" if name in expected else "is not in the model"
-        raise FormatError(f"{source}: tensor {name} {fault}")
+        raise FormatError(f"{source}: tensor {name:.200} {fault}")
     for name, want in expected.items():
         have = tensors[name]
         _require(
@@ -126,6 +127,14 @@ def check_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source:
             f"{source}: tensor {name} must be {want.dtype} {tuple(want.shape)}, "
             f"got {have.dtype} {tuple(have.shape)}",
         )
+        _require(_is_finite(have), f"{source}: tensor {name} must hold finite numbers only")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no number is infinite or none; takes no memory."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(extreme) for extreme in torch.stack(tensor.aminmax()).tolist())
 
 
 def copy_into_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -197,7 +206,28 @@ def unpack_optimizer(
     own = [[inside[n] for n in group["params"]] for group in state_dict["param_groups"]]
     _restore_groups(state_dict["param_groups"], own, record.get("groups"), source)
     state_dict["state"] = _restore_state(numbers, shapes, tensors, record.get("scalars"), source)
+    if hasattr(optimizer, "new_state"):
+        for group, numbered in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+            for parameter, number in zip(group["params"], numbered["params"], strict=True):
+                wanted = optimizer.new_state(parameter.detach().to("meta"), numbered)
+                place = f"{source}: state {inside[number]}"
+                _require_state(state_dict["state"].get(number, {}), wanted, place)
     return state_dict
+
+
+def _require_state(state: Record, wanted: Mapping[str, Tensor], place: str) -> None:
+    """Holds the state of a parameter, if it has one, against what its optimizer would make."""
+    if not state:
+        return
+    for key in sorted(state.keys() ^ wanted.keys()):
+        fault = "is missing" if key in wanted else "is none of the optimizer's"
+        raise FormatError(f"{place}/{key:.200} {fault}")
+    for key, want in wanted.items():
+        have = state[key]
+        fits = isinstance(have, Tensor) and (have.shape, have.dtype) == (want.shape, want.dtype)
+        _require(fits, f"{place}/{key} must be {want.dtype} {tuple(want.shape)}")
+        _require(_is_finite(have), f"{place}/{key} must hold finite numbers only")
+        _require(key != "step" or float(have) >= 0, f"{place}/{key} must be at least 0")
 
 
 def _restore_groups(groups: list[Record], own: list[list[str]], stored: Any, source: str) -> None:
@@ -240,10 +270,10 @@ def _restore_state(
     state: dict[int, Record] = {}
     for name, value in (tensors | scalars).items():
         parameter, _, key = name.rpartition("/")
-        _require(parameter in numbers, f"{source}: state {name} belongs to no parameter")
+        _require(parameter in numbers, f"{source}: state {name:.200} belongs to no parameter")
         fits = not isinstance(value, Tensor) or _is_shaped_like(value, shapes[parameter])
         fits = fits and not isinstance(value, list | dict)
-        _require(fits, f"{source}: state {name} does not fit its parameter")
+        _require(fits, f"{source}: state {name:.200} does not fit its parameter")
         # A copy of its own, so that no mapped file stays open behind the optimizer.
         copied = value.clone() if isinstance(value, Tensor) else value
         state.setdefault(numbers[parameter], {})[key] = copied
@@ -529,7 +559,7 @@ def read_safetensors(path: Path) -> tuple[Tensors, Record]:
                 metadata, path
             )
     except SafetensorError as error:
-        raise FormatError(f"{path} is not a safetensors file: {error}") from None
+        raise FormatError(f"{path} is not a safetensors file: {error!s:.200}") from None
 
 
 def count_elements(path: Path) -> int:
@@ -543,7 +573,7 @@ def count_elements(path: Path) -> int:
         with safe_open(path, "pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in sorted(file.keys())]
     except SafetensorError as error:
-        raise FormatError(f"{path} is not a safetensors file: {error}") from None
+        raise FormatError(f"{path} is not a safetensors file: {error!s:.200}") from None
     return sum(torch.Size(shape).numel() for shape in shapes)
 
 
@@ -552,7 +582,7 @@ def _parse_safetensors(data: bytes, source: str) -> tuple[Tensors, Record]:
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise FormatError(f"{source} is not a safetensors file: {error}") from None
+        raise FormatError(f"{source} is not a safetensors file: {error!s:.200}") from None
     # The library has accepted the header, so its length and JSON are sound.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return tensors, _record(header.get("__metadata__", {}), source)

@@ -179,6 +179,25 @@ class Muon(torch.optim.Optimizer):
             update_muon_group(group, self.state)
         return loss
 
+    def new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        return new_muon_state(parameter, group)
+
+
+def new_muon_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """The state that `Muon` gives a parameter of a group before its first step."""
+    state = {"momentum_buffer": torch.zeros_like(parameter)}
+    if group["normuon_beta2"] is not None:
+        moment = parameter.sum(_neuron_dimension(parameter), keepdim=True)
+        state["second_moment"] = torch.zeros_like(moment)
+    return state
+
+
+def _neuron_dimension(matrix: Tensor) -> int:
+    """The dimension along which a neuron of NorMuon lies: a row, or a wide matrix's column."""
+    # Orthogonalisation makes the columns of a tall matrix equally long, not its rows.
+    return 1 if matrix.shape[0] >= matrix.shape[1] else 0
+
 
 def _check_group(group: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay"):
@@ -218,7 +237,7 @@ def _direction(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any
     assert parameter.grad is not None
     gradient, momentum = parameter.grad, group["momentum"]
     if not state:
-        state["momentum_buffer"] = torch.zeros_like(parameter)
+        state.update(new_muon_state(parameter, group))
     buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
     update = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
     if group["equilibrate_rows"]:
@@ -235,11 +254,7 @@ def _direction(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any
 
 def _normalize_neurons(update: Tensor, state: dict[str, Tensor], beta2: float) -> Tensor:
     """Each row, or column of a wide matrix, over its running root mean square; same norm."""
-    # Orthogonalisation makes the columns of a tall matrix equally long, not its rows.
-    along = 1 if update.shape[0] >= update.shape[1] else 0
-    mean_square = update.square().mean(along, keepdim=True)
-    if "second_moment" not in state:
-        state["second_moment"] = torch.zeros_like(mean_square)
+    mean_square = update.square().mean(_neuron_dimension(update), keepdim=True)
     # Without correction for the start at 0: a common factor cancels in the norm.
     second_moment = state["second_moment"].lerp_(mean_square, 1 - beta2)
     scaled = update * second_moment.clamp(min=1e-10).rsqrt()

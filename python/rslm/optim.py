@@ -92,6 +92,20 @@ class AdamW(torch.optim.Optimizer):
             update_adamw_group(group, self.state, implementation=self._implementation)
         return loss
 
+    def new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        return new_adamw_state(parameter)
+
+
+def new_adamw_state(parameter: Tensor) -> dict[str, Tensor]:
+    """The state that `AdamW` gives a parameter before its first step."""
+    return {
+        # A scalar on the CPU, whatever the parameter's device, is read without a wait.
+        "step": torch.tensor(0.0),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
+
 
 @torch.no_grad()
 def update_adamw_group(
@@ -108,10 +122,7 @@ def update_adamw_group(
     states = [state[p] for p in parameters]
     for parameter, own in zip(parameters, states, strict=True):
         if not own:
-            # A scalar on the CPU, whatever the parameter's device, is read without a wait.
-            own["step"] = torch.tensor(0.0)
-            own["exp_avg"] = torch.zeros_like(parameter)
-            own["exp_avg_sq"] = torch.zeros_like(parameter)
+            own.update(new_adamw_state(parameter))
         own["step"] += 1
     update = _fused_update if implementation == "fused" else _reference_update
     update(parameters, states, group)

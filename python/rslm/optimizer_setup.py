@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rslm.architecture import TransformerConfig
 from rslm.group_rules import GroupRule, parse_group_rule
 from rslm.matmul_peak import has_bfloat16_units
-from rslm.muon import Muon, update_muon_group
+from rslm.muon import Muon, new_muon_state, update_muon_group
 from rslm.optim import (
     EMBEDDING,
     AdamW,
     AdamWImplementation,
+    new_adamw_state,
     parameter_groups,
     parameter_groups_by_rule,
     update_adamw_group,
@@ -81,6 +82,12 @@ class MuonAdamW(torch.optim.Optimizer):
             else:
                 update_adamw_group(group, self.state, implementation=self._implementation)
         return loss
+
+    def new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        if group["algorithm"] == "muon":
+            return new_muon_state(parameter, group)
+        return new_adamw_state(parameter)
 
 
 def build_optimizer(
