@@ -72,6 +72,31 @@ def test_split_files_hold_every_document_once_in_order(tmp_path: Path) -> None:
     assert set(documents_of(again[1])) == set(documents_of(outs[1]))
 
 
+@pytest.mark.parametrize(
+    ("train", "valid"), [("x", "x"), ("x", "sub/../x"), ("a.txt", "y"), ("x", "link")]
+)
+def test_files_must_be_different(tmp_path: Path, train: str, valid: str) -> None:
+    (tmp_path / "a.txt").write_bytes(SEPARATOR.join(made_up(100)))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="must be different files"):
+        split_files([tmp_path / "a.txt"], tmp_path / train, tmp_path / valid, 0.3)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("share", "empty"), [(1e-9, "y"), (1 - 1e-9, "x")])
+def test_a_share_that_leaves_a_file_empty_is_refused(
+    tmp_path: Path, share: float, empty: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(SEPARATOR.join(made_up(100)))
+    with pytest.raises(ValueError, match=rf"document for .*/{empty}: {share} of 100 documents"):
+        split_files([tmp_path / "a.txt"], tmp_path / "x", tmp_path / "y", share)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(ValueError, match=r"between 0 and 1 to make .*/y, got 1\.5"):
+        split_files([tmp_path / "a.txt"], tmp_path / "x", tmp_path / "y", 1.5)
+
+
 def test_nothing_is_left_where_a_file_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(FileNotFoundError):

@@ -75,13 +75,20 @@ def split_files(
     Each document is followed by `<|endoftext|>`. Both files are complete or absent.
 
     Raises:
-        ValueError: `share` is not between 0 and 1.
+        ValueError: `share` is not between 0 and 1, the two files or one of them and a file to
+            split are one, or no document would be on one side.
         FileExistsError: one of the two exists.
         OSError: reading or writing failed.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share must be between 0 and 1, got {share}")
+        raise ValueError(f"share must be between 0 and 1 to make {valid}, got {share}")
     targets = (train, valid)
+    resolved = [path.resolve() for path in (*files, *targets)]
+    for target in targets:
+        if resolved.count(target.resolve()) > 1:
+            raise ValueError(
+                f"train, valid and the files to split must be different files, got {target} twice"
+            )
     for target in targets:
         if target.exists():
             raise FileExistsError(f"{target} already exists")
@@ -89,6 +96,7 @@ def split_files(
     try:
         with besides[0].open("wb") as train_file, besides[1].open("wb") as valid_file:
             counts = _route(files, train_file, valid_file, share)
+            _require_both(targets, counts, share)
             for file in (train_file, valid_file):
                 file.flush()
                 os.fsync(file.fileno())
@@ -98,6 +106,19 @@ def split_files(
         for beside in besides:
             beside.unlink(missing_ok=True)
     return counts
+
+
+def _require_both(
+    targets: tuple[Path, Path], counts: tuple[SideCounts, SideCounts], share: float
+) -> None:
+    """Refuses a share that leaves one of the files without a document."""
+    n_documents = sum(count.n_documents for count in counts)
+    for target, count in zip(targets, counts, strict=True):
+        if count.n_documents == 0:
+            raise ValueError(
+                f"share must leave a document for {target}: {share} of {n_documents} documents "
+                "held out by their hashes leaves none"
+            )
 
 
 def _route(
