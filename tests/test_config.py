@@ -194,6 +194,26 @@ def test_files_that_are_not_there_or_not_toml_are_refused(tmp_path: Path, preset
         read_sources(Outer, ["--config", str(tmp_path / "bad.toml")])
 
 
+def test_toml_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfn_steps = 3")
+    assert read_sources(Outer, ["--config", str(tmp_path / "bom.toml")]) == {"n_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"[optimizer]\nlearning_rate = 1{'0' * 400}", "learning_rate must be at most 1.8e308 in"),
+        (f"n_steps = 1{'0' * 5000}", "is not a TOML file: Exceeds the limit"),
+        ("n_steps = 1" + "0" * 400 + ".5e", "is not a TOML file"),
+    ],
+)
+def test_numbers_too_large_name_the_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "huge.toml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_sources(Outer, ["--config", str(tmp_path / "huge.toml")])
+    assert "huge.toml" in str(error.value)
+
+
 def test_merged_records_keep_what_only_one_has() -> None:
     below = {"a": 1, "t": {"x": 1, "y": 2}}
     assert merge_records(below, {"b": 2, "t": {"y": 3}}) == {

@@ -1,6 +1,7 @@
 """From options to optimizer and rates; Muon and AdamW behind one step, saved by name."""
 
 import io
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -330,6 +331,9 @@ def test_optimizer_options_survive_a_file(tiny_config: MakeConfig, tmp_path: Pat
         ({"muon": MuonConfig(momentum=0.9)}, "algorithm must be muon where Muon's options"),
         ({"groups": ("a: algorithm=muon",)}, "algorithm must be muon where Muon's options"),
         ({"groups": ("a",)}, "a group must be written as PATTERN: OPTION=VALUE"),
+        ({"learning_rate": math.inf}, "learning_rate must be finite, got inf"),
+        ({"epsilon": math.inf}, "epsilon must be finite, got inf"),
+        ({"weight_decay": math.inf}, "weight_decay must be finite, got inf"),
         ({"max_skipped_steps": -1}, "max_skipped_steps must be at least 0, got -1"),
     ],
 )
@@ -343,6 +347,8 @@ def test_options_without_effect_are_refused(changes: dict[str, Any], message: st
     [
         ({"convention": "original"}, "muon.learning_rate must be given with the convention"),
         ({"momentum": 1.0}, "muon.momentum must be in [0, 1), got 1.0"),
+        ({"learning_rate": math.inf}, "muon.learning_rate must be finite, got inf"),
+        ({"weight_decay": math.inf}, "muon.weight_decay must be finite, got inf"),
         ({"weight_decay": -0.1}, "muon.weight_decay must be at least 0, got -0.1"),
     ],
 )

@@ -125,7 +125,10 @@ def _convert_scalar(value: Any, hint: Any, name: str, source: str) -> Any:
     # To Python a bool is an int; to a config file it never is.
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(_mismatch(name, kind, value, source))
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError:
+        raise ValueError(_mismatch(name, "at most 1.8e308", value, source)) from None
 
 
 def _mismatch(name: str, expected: str, value: Any, source: str) -> str:
@@ -245,8 +248,9 @@ def read_toml(path: str | os.PathLike[str]) -> Record:
 
 def _parse_toml(data: bytes, source: str) -> Record:
     try:
-        return tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        # Some editors begin a file with a byte-order mark, which is no part of its text.
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not a TOML file: {error}") from None
 
 

@@ -1,5 +1,6 @@
 """The options of a pre-training run. No torch: a command line or a plan needs only these."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -88,8 +89,7 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay"):
-            value = getattr(self, name)
-            _require(value is None or value >= 0, f"muon.{name}", "at least 0", value)
+            _require_finite(f"muon.{name}", getattr(self, name))
         for name in ("momentum", "normuon_beta2"):
             value = getattr(self, name)
             _require(value is None or 0 <= value < 1, f"muon.{name}", "in [0, 1)", value)
@@ -136,7 +136,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         names = "learning_rate warmup_steps epsilon weight_decay max_skipped_steps"
         for name in names.split():
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            _require_finite(name, getattr(self, name))
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         _require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
@@ -270,6 +270,11 @@ class TrainConfig:
                 decay_ends=(*self.optimizer.decay_ends, self.n_steps),
                 cooldown_fraction=self.optimizer.resolved_cooldown_fraction,
             )
+
+
+def _require_finite(name: str, value: float | None) -> None:
+    _require(value is None or value >= 0, name, "at least 0", value)
+    _require(value is None or value < math.inf, name, "finite", value)
 
 
 def _require(holds: bool, name: str, what: str, value: object) -> None:
