@@ -136,6 +136,12 @@ def test_config_refuses_impossible_sizes(options: dict[str, int], message: str):
         ({"window_pattern": "SXL"}, "window_pattern must be letters S and L, got 'SXL'"),
         ({"window_pattern": ""}, "window_pattern must be letters S and L, got ''"),
         ({"window_size": 8}, "window_size needs a window_pattern"),
+        (
+            {"window_pattern": "SL", "context_length": 64, "window_size": 64},
+            "window_size must be below context_length 64, got 64",
+        ),
+        ({"window_pattern": "LL"}, "must give an S to a layer of 4 that is not the last"),
+        ({"window_pattern": "S", "n_layers": 1}, "must give an S to a layer of 1"),
         ({"window_size": 0, "window_pattern": "S"}, "window_size must be at least 1, got 0"),
         ({"softcap": 0.0}, r"softcap must be positive, got 0\.0"),
         ({"softcap_form": "sqrt"}, "softcap_form needs a softcap"),

@@ -120,6 +120,9 @@ def test_dial_reads_context_and_vocabulary(
     assert short["batch_size"] == 4 * usual["batch_size"]
     assert short["n_steps"] == usual["n_steps"]
     assert short["model"]["window_size"] == 256
+    # Where a window of whole tiles would be the context, or the one layer is the last: none.
+    for flags in ("--depth 4 --model.context-length 128", "--depth 1"):
+        assert "window_pattern" not in print_config(f"--data.train t {flags}")["model"]
     bytewise = print_config(f"--data.train {token_files[0]} --depth 4")
     stated = print_config("--data.train t --depth 4 --model.vocab-size 257")
     assert bytewise["n_steps"] == stated["n_steps"] < usual["n_steps"]

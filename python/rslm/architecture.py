@@ -150,6 +150,12 @@ class TransformerConfig:
             raise ValueError(f"window_pattern must be letters S and L, got {pattern!r}")
         idle = {
             "window_size needs a window_pattern": self.window_size and not pattern,
+            f"window_size must be below context_length {self.context_length}, got "
+            f"{self.window_size}: no query would see less than all": (
+                self.window_size is not None and self.window_size >= self.context_length
+            ),
+            f"window_pattern must give an S to a layer of {self.n_layers} that is not the last, "
+            f"which sees all, got {pattern!r}": pattern is not None and not any(self.windows),
             "softcap_form needs a softcap": self.softcap_form != "tanh" and self.softcap is None,
             "norm_position needs norms": self.norm_position != "pre" and self.norm == "none",
             "embedding_norm needs norms": self.embedding_norm and self.norm == "none",

@@ -64,6 +64,11 @@ def depth_options(
     # The cooldown keeps its share in a short run, where the warm-up takes a tenth.
     warmup_steps = min(40, n_steps // 10)
     learning_rate = 0.02 * by_batch
+    # A third of the context in whole tiles of 128: 768 of 2,048.
+    window_size = -(-context_length // (3 * 128)) * 128
+    # None where it would not be shorter than the context, or the one layer sees all.
+    has_windows = window_size < context_length and depth > 1
+    windows = {"window_pattern": "SSSL", "window_size": window_size} if has_windows else {}
     return {
         "depth": depth,
         "n_steps": n_steps,
@@ -83,9 +88,7 @@ def depth_options(
             "qk_norm": "rms",
             "attention_scale": 1.2**2 / math.sqrt(_D_HEAD),
             "softcap": 15.0,
-            "window_pattern": "SSSL",
-            # A third of the context in whole tiles of 128: 768 of 2,048.
-            "window_size": -(-context_length // (3 * 128)) * 128,
+            **windows,
             "value_embeddings": True,
             "residual_scalars": True,
             "x0_scalars": True,
