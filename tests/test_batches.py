@@ -171,6 +171,26 @@ def test_weights_must_be_positive_numbers(weights: list[float]) -> None:
         mixing_slots(weights, 0)
 
 
+def test_huge_and_tiny_weights_are_shares_like_any_others() -> None:
+    # The sum of two of the largest floats is infinite.
+    for scale in (1e308, 1.0, 5e-324):
+        slots = mixing_slots([scale, scale], 3)
+        assert np.array_equal(slots, mixing_slots([1, 1], 3)), scale
+    # Scaling is by a power of two: what a run reads is not moved by a rounding.
+    weights = [0.1, 0.7, 1 / 3, 1e-3]
+    shares = np.array(weights) / sum(weights) * N_SLOTS
+    assert (np.abs(np.bincount(mixing_slots(weights, 0)) - shares) < 1).all()
+
+
+def test_faults_of_weights_and_lengths_name_the_file() -> None:
+    with pytest.raises(ValueError, match="positive numbers, got 1 for a, nan for b/c"):
+        mixing_slots([1, float("nan")], 0, ["a", Path("b/c")])
+    with pytest.raises(ValueError, match=r"of their sum, got 1 for a, 0\.0001 for b"):
+        mixing_slots([1, 1e-4], 0, ["a", "b"])
+    with pytest.raises(ValueError, match=r"^runs/x must hold at least"):
+        count_samples(10, 10, Path("runs/x"))
+
+
 def test_weight_too_small_for_a_slot_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1/1000 of their sum"):
         mixing_slots([1, 1e-4], 0)

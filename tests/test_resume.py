@@ -540,7 +540,8 @@ def test_mixed_sources_are_resumed_exactly(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data = replace(tiny_config().data, mixed_in=(token_files[1],), weights=(3.0, 1.0))
+    changes = {"mixed_in": (token_files[1],), "weights": (3.0, 1.0), "valid": None}
+    data = replace(tiny_config().data, **changes)
     whole, config = tiny_config(out=tmp_path / "unbroken", data=data), tiny_config(data=data)
     train(whole)
     alone = tiny_config(out=tmp_path / "alone")
@@ -553,8 +554,9 @@ def test_mixed_sources_are_resumed_exactly(
     moved = replace(data, mixed_in=(tmp_path / "moved",))
     train(replace(config, data=moved), resume=True)
     assert outcome(config.out) == outcome(whole.out)
+    other = replace(data, train=token_files[1], mixed_in=(token_files[0],))
     with pytest.raises(ValueError, match="the data must be what the run began with"):
-        train(replace(config, data=replace(data, mixed_in=(token_files[0],))), resume=True)
+        train(replace(config, data=other), resume=True)
     with pytest.raises(ValueError, match=r"data.weights must stay"):
         train(replace(config, data=replace(data, weights=(1.0, 1.0))), resume=True)
 

@@ -343,10 +343,47 @@ def test_mixed_files_must_share_a_tokenizer(tiny_config: MakeConfig, tmp_path: P
         train(tiny_config(data=data))
 
 
+def test_the_same_tokens_twice_are_refused(
+    tiny_config: MakeConfig, token_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train_file, valid_file = token_files
+    (tmp_path / "link").symlink_to(train_file)
+    twice = [
+        {"mixed_in": (tmp_path / "link",), "valid": None},
+        {"valid": tmp_path / "link"},
+        {"mixed_in": (valid_file,)},
+    ]
+    for changes in twice:
+        data = replace(tiny_config().data, **changes)
+        with pytest.raises(ValueError, match=r"must hold different tokens, and .* holds what"):
+            train(tiny_config(data=data))
+
+
+def test_ids_of_every_plain_file_are_compared_with_the_vocabulary(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    for name, n_ids in (("low", 50), ("also_low", 49), ("high", 60)):
+        ids = np.arange(400, dtype="<u2") % n_ids
+        header = np.zeros(256, "<i4")
+        header[:3] = 20240520, 1, len(ids)
+        (tmp_path / f"{name}.bin").write_bytes(header.tobytes() + ids.tobytes())
+    low, also_low, high = (tmp_path / f"{name}.bin" for name in ("low", "also_low", "high"))
+    model = replace(tiny_config().model, vocab_size=50)
+    for changes in ({"mixed_in": (high,), "valid": also_low}, {"valid": high}):
+        data = replace(tiny_config().data, train=low, **changes)
+        message = r"below model\.vocab_size 50, got 59 in .*high\.bin"
+        with (
+            pytest.warns(UserWarning, match="plain llm.c file"),
+            pytest.raises(ValueError, match=message),
+        ):
+            train(tiny_config(data=data, model=model))
+
+
 def test_infinite_loss_of_a_mixture_names_the_sources(
     tiny_config: MakeConfig, token_files: tuple[Path, Path]
 ) -> None:
-    data = replace(tiny_config().data, mixed_in=(token_files[1],), weights=(1.0, 1.0))
+    changes = {"mixed_in": (token_files[1],), "weights": (1.0, 1.0), "valid": None}
+    data = replace(tiny_config().data, **changes)
     hot = OptimizerConfig(learning_rate=1e38, warmup_steps=0)
     with pytest.raises(FloatingPointError) as error:
         train(tiny_config(data=data, optimizer=hot))

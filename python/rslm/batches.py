@@ -61,10 +61,10 @@ def get_batch(
     return split_windows(windows, device)
 
 
-def too_short(n_tokens: int, context_length: int) -> str:
-    """The message for data that does not hold one window."""
+def too_short(n_tokens: int, context_length: int, name: object = "the data") -> str:
+    """The message for data that does not hold one window; `name` is that of its file."""
     return (
-        f"the data must hold at least context_length + 1 = {context_length + 1} tokens, "
+        f"{name} must hold at least context_length + 1 = {context_length + 1} tokens, "
         f"got {n_tokens}"
     )
 
@@ -86,15 +86,15 @@ def to_device(array: npt.NDArray[Any], device: str | torch.device) -> Tensor:
     return ids.to(device, non_blocking=True)
 
 
-def count_samples(n_tokens: int, context_length: int) -> int:
+def count_samples(n_tokens: int, context_length: int, name: object = "the data") -> int:
     """The windows of one epoch: sample i reads tokens i * T, ..., (i + 1) * T inclusive.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; `name` is that of the file.
     """
     n_samples = (n_tokens - 1) // context_length
     if n_samples < 1:
-        raise ValueError(too_short(n_tokens, context_length))
+        raise ValueError(too_short(n_tokens, context_length, name))
     return n_samples
 
 
@@ -152,25 +152,34 @@ class Mixture:
     slots: SampleIndices
 
 
-def mixing_slots(weights: Sequence[float], seed: int) -> SampleIndices:
+def mixing_slots(
+    weights: Sequence[float], seed: int, names: Sequence[object] = ()
+) -> SampleIndices:
     """The source of each of the `N_SLOTS` slots of a period: shares by weight, in seeded order.
 
     A source gets its share of the slots rounded down; those left over go to the largest
     remainders. So after every whole period the shares are the same, exact to a slot.
 
+    Args:
+        weights: of the sources.
+        seed: of the order.
+        names: of the sources, for messages.
+
     Raises:
         ValueError: a weight is not a positive number, or too small for one slot.
     """
+    of = [f" for {name}" for name in names] or [""] * len(weights)
+    given = ", ".join(f"{weight}{name}" for weight, name in zip(weights, of, strict=True))
     if not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"weights must be positive numbers, got {list(weights)}")
-    shares = np.array(weights) / sum(weights) * N_SLOTS
+        raise ValueError(f"weights must be positive numbers, got {given}")
+    # By a power of two, so that no sum overflows and no share changes by a bit.
+    scaled = np.ldexp(weights, -np.frexp(max(weights))[1]).tolist()
+    shares = np.array(scaled) / sum(scaled) * N_SLOTS
     counts = np.floor(shares).astype(np.int64)
     largest = np.argsort(counts - shares, kind="stable")
     counts[largest[: N_SLOTS - counts.sum()]] += 1
     if counts.min() < 1:
-        raise ValueError(
-            f"each weight must be at least 1/{N_SLOTS} of their sum, got {list(weights)}"
-        )
+        raise ValueError(f"each weight must be at least 1/{N_SLOTS} of their sum, got {given}")
     slots = np.repeat(np.arange(len(counts)), counts)
     return slots[permute(N_SLOTS, counter_seed(seed, "slots"), 0, np.arange(N_SLOTS))]
 
@@ -261,6 +270,13 @@ class MicroBatch:
     has_padding: bool
 
 
+def count_targets(batch: Batch, batch_size: int) -> int:
+    """Targets of the whole batch of so many rows, of which this may be a process's part."""
+    if isinstance(batch, PackedBatch):
+        return round(batch.targets_per_row * batch_size)
+    return batch_size * int(batch.shape[1] - 1)
+
+
 def micro_batch(batch: Batch, first: int, count: int, device: str | torch.device) -> MicroBatch:
     """Rows first, ..., first + count - 1 of a batch, on the device.
 
@@ -309,7 +325,9 @@ def draw_samples(
     if isinstance(source, Packed) and source.plans:
         n_samples = [plan.n_rows for plan in source.plans]
     else:
-        n_samples = [count_samples(len(file), context_length) for file in token_files_of(source)]
+        n_samples = [
+            count_samples(len(file), context_length, file.path) for file in token_files_of(source)
+        ]
     files = source.source if isinstance(source, Packed) else source
     if isinstance(files, Mixture):
         return mixed_samples(n_samples, files.slots, seed, first, count)

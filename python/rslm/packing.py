@@ -111,6 +111,11 @@ class PackingPlan:
         """Rows: the samples of an epoch."""
         return len(self.row_offsets) - 1
 
+    @property
+    def n_all_targets(self) -> int:
+        """Targets of all rows."""
+        return int(self.lengths.sum(dtype=np.int64))
+
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
         """(document, start, length) of each piece of a row, in order.
 
@@ -214,7 +219,7 @@ def packing_stats(
         last_rows = (bounds[1:] - 2) // context_length
         is_cut = (first_rows != last_rows) | (bounds[1:] - 1 > n_targets)
     else:
-        n_rows, n_targets = plan.n_rows, int(plan.lengths.sum(dtype=np.int64))
+        n_rows, n_targets = plan.n_rows, plan.n_all_targets
         n_whole_tokens = np.diff(bounds)
         is_cut = np.ones(plan.n_documents, np.bool_)
         is_whole = plan.lengths == n_whole_tokens[plan.documents]

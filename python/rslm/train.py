@@ -127,7 +127,7 @@ def train(
     console = console or open_console()
     require_trackers(config.trackers)
     data = open_data(config)
-    config = replace(config, model=resolve_model(config.model, data.train))
+    config = replace(config, model=resolve_model(config.model, data))
     curve = find_curve(config, data.fingerprints)
     out = config.out
 

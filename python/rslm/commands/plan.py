@@ -111,7 +111,7 @@ def make(options: PlanOptions, config: TrainConfig) -> "Plan":
         from rslm.run_data import open_data, resolve_model
 
         data = open_data(config)
-        config = replace(config, model=resolve_model(config.model, data.train))
+        config = replace(config, model=resolve_model(config.model, data))
         n_data_tokens = sum(map(len, data.train_files))
     if config.model.vocab_size is None:
         raise ValueError(

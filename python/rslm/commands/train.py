@@ -228,7 +228,7 @@ def describe(config: TrainConfig, options: TrainOptions) -> None:
         from rslm.run_data import open_data, resolve_model
 
         data = open_data(config)
-        config = replace(config, model=resolve_model(config.model, data.train))
+        config = replace(config, model=resolve_model(config.model, data))
         n_data_tokens = sum(map(len, data.train_files))
     n_tokens = config.n_steps * config.batch_size * config.model.context_length
     fields = {
