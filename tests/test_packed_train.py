@@ -14,11 +14,13 @@ from processes import run_each
 
 from rslm import _rslm
 from rslm import train as loop
-from rslm.checkpoint import MODEL, OPTIM, newest_checkpoint
+from rslm.batches import Packed, sample_batch
+from rslm.checkpoint import MODEL, OPTIM, newest_checkpoint, read_state
 from rslm.cli import main
 from rslm.config import read_config, to_toml
 from rslm.errors import FormatError
 from rslm.packing import plan_path
+from rslm.run_data import open_data, pack_data
 from rslm.run_folder import read_metrics
 from rslm.run_log import CLOCK_KEYS
 from rslm.token_file import TokenFile
@@ -57,7 +59,8 @@ def packed_config(tiny_config: MakeConfig, token_files: Any, tmp_path: Path) -> 
     own = [shutil.copytree(folder, tmp_path / folder.name) for folder in token_files]
 
     def make(options: dict[str, Any], **changes: Any) -> TrainConfig:
-        return tiny_config(data=DataConfig(train=own[0], valid=own[1], **options), **changes)
+        data = {"train": own[0], "valid": own[1]} | options
+        return tiny_config(data=DataConfig(**data), **changes)
 
     return make
 
@@ -114,6 +117,67 @@ def test_policies_and_masks_train_on_different_batches(packed_config: MakeConfig
     assert all(np.isfinite(row).all() for row in losses)
 
 
+def write_documents(folder: Path, tokenizer: Any, length: int, n_documents: int) -> Path:
+    """A token file of documents of so many characters and the token that ends them."""
+    text = folder.with_suffix(".txt")
+    text.write_text("<|endoftext|>".join([*(f"{i:0{length}d}" for i in range(n_documents)), ""]))
+    tokenizer.encode_files([text], folder)
+    return folder
+
+
+@pytest.fixture
+def short_documents(byte_tokenizer: Any, tmp_path: Path) -> Path:
+    """Documents of 9 targets, of which a row of 16 places holds one."""
+    return write_documents(tmp_path / "short", byte_tokenizer, 8, 240)
+
+
+@pytest.mark.parametrize("policy", ["bos-bestfit", "obfd"])
+def test_rows_tell_how_many_targets_they_had(
+    packed_config: MakeConfig, short_documents: Path, policy: str
+):
+    config = packed_config({"train": short_documents, "packing": policy})
+    train(config)
+    places = config.batch_size * config.model.context_length
+    n_targets = 0
+    source = pack_data(open_data(config), config).source
+    for row in read_metrics(config.out / "metrics.jsonl"):
+        if "loss" in row:
+            options = {"step": row["step"] - 1, "batch_size": config.batch_size}
+            batch = sample_batch(source, seed=config.seed, context_length=16, **options)
+            n_targets += int((batch.rows.targets >= 0).sum())
+        assert (row["n_tokens"], row["n_targets"]) == (places * row["step"], n_targets)
+    assert (n_targets < 20 * places) == (policy == "obfd")
+    newest, _ = newest_checkpoint(config.out / "checkpoints")
+    assert newest is not None
+    assert read_state(newest)["n_targets"] == n_targets
+
+
+def test_rows_without_packing_count_tokens_alone(packed_config: MakeConfig):
+    config = packed_config({"packing": "chunk", **MASKED}, n_steps=4)
+    train(config)
+    assert all("n_targets" not in row for row in read_metrics(config.out / "metrics.jsonl"))
+
+
+def test_weights_of_packed_files_are_shares_of_targets(
+    packed_config: MakeConfig, byte_tokenizer: Any, short_documents: Path, tmp_path: Path
+):
+    # Rows of 16 places: those of one file hold 15 targets, those of the other 9, so that equal
+    # shares of the targets take 9 rows of the first to 15 of the second.
+    long_documents = write_documents(tmp_path / "long", byte_tokenizer, 14, 80)
+    files = {"train": long_documents, "mixed_in": (short_documents,), "valid": None}
+
+    def shares(weights: tuple[float, ...], policy: str = "obfd") -> list[int]:
+        config = packed_config(files | {"packing": policy, "weights": weights})
+        source = pack_data(open_data(config), config).source
+        mixture = source.source if isinstance(source, Packed) else source
+        return np.bincount(mixture.slots).tolist()
+
+    assert shares((1.0, 1.0)) == pytest.approx([1000 * 9 / 24, 1000 * 15 / 24], abs=1)
+    # Unless given they are the targets there are, so that all are seen equally often.
+    assert shares(()) == [250, 750]
+    assert shares((1.0, 1.0), "chunk") == [500, 500]
+
+
 def test_a_long_run_learns_over_several_epochs(packed_config: MakeConfig):
     config = packed_config({"packing": "obfd", **MASKED}, n_steps=300, batch_size=32)
     train(config)
@@ -147,7 +211,7 @@ def test_two_processes_train_what_one_does(
 ):
     options = dict(options)
     if options.pop("mixes", False):
-        options["mixed_in"] = (tmp_path / "valid",)
+        options |= {"mixed_in": (tmp_path / "valid",), "valid": None}
         options["weights"] = (2.0, 1.0)
     alone = packed_config(options, out=tmp_path / "alone", micro_batch_size=2)
     config = replace(alone, out=tmp_path / "two", micro_batch_size=None, parallel="ddp")

@@ -64,6 +64,17 @@ def test_meter_counts_tokens_on_from_where_the_batch_size_changed() -> None:
     assert (row["n_tokens"], row["train_flops"]) == (28, 84.0)
 
 
+def test_meter_counts_targets_apart_from_places_with_padding() -> None:
+    sizes = {"tokens_per_step": 10, "flops_per_token": 3.0, "peak_flops": 1e6}
+    meter = Meter(Clock(), CPU, n_targets=5, **sizes)
+    for step, n_targets in ((1, 9), (2, 7)):
+        one = torch.ones(())
+        meter.add(step, learning_rate=0.1, loss=one, grad_norm=one, n_targets=n_targets)
+    rows = [*meter.take_rows(), meter.validation_row(2, 1.0, None)]
+    assert [(row["n_tokens"], row["n_targets"]) for row in rows] == [(10, 14), (20, 21), (20, 21)]
+    assert meter.n_targets == 21
+
+
 def test_meter_leaves_the_first_steps_out_of_the_speed() -> None:
     meter = make_meter()
     rows = []

@@ -103,13 +103,18 @@ def run_state(
     *,
     batch_sizes: BatchSizes,
     fingerprints: Row,
+    n_targets: int | None = None,
     skipped: dict[str, int],
     elapsed_seconds: float,
     metrics_bytes: int,
     samples_bytes: int,
 ) -> Row:
-    """What a checkpoint says beside the tensors; it counts on files of these sizes."""
-    return {
+    """What a checkpoint says beside the tensors; it counts on files of these sizes.
+
+    `n_tokens` and `n_targets` are those of the metrics; see `Meter`.
+    """
+    counted = {} if n_targets is None else {"n_targets": n_targets}
+    return counted | {
         "format": 2,
         "step": step,
         "n_tokens": first_sample(batch_sizes, step) * config.model.context_length,

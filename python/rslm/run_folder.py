@@ -150,6 +150,11 @@ def require_run_state(state: Row, source: Path, n_steps: int) -> None:
         )
     if not isinstance(state.get("data"), dict):
         raise FormatError(f"{source}: data must be an object, got {state.get('data')!r:.80}")
+    n_targets = state.get("n_targets", 0)
+    if type(n_targets) is not int or not 0 <= n_targets <= _MAX_COUNT:
+        raise FormatError(
+            f"{source}: n_targets must be a whole number from 0 to 2^63 - 1, got {n_targets!r:.80}"
+        )
     sizes = state.get("batch_sizes")
     if not _are_batch_sizes(sizes, state["step"]):
         raise FormatError(

@@ -49,7 +49,16 @@ class Clock:
 
 
 class Meter:
-    """Makes rows of metrics; numbers stay on the device until they are asked for together."""
+    """Makes rows of metrics; numbers stay on the device until they are asked for together.
+
+    `n_tokens` counts the places of the rows that went through the model, padding among them, as
+    `train_flops`, `tokens_per_second` and `mfu` do, since a place with padding takes the same
+    work. Where rows are packed `n_targets` counts the tokens among them that were predicted.
+
+    Attributes:
+        clock: of the run.
+        n_targets: tokens predicted so far; None where each place has one, or nobody counted.
+    """
 
     def __init__(
         self,
@@ -61,8 +70,10 @@ class Meter:
         peak_flops: float,
         first_step: int = 0,
         first_token: int = 0,
+        n_targets: int | None = None,
     ) -> None:
         self.clock = clock
+        self.n_targets = n_targets
         self._device = device
         self._tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
@@ -70,12 +81,22 @@ class Meter:
         # Where the batch size changed last: tokens are counted on from there.
         self._first_step = first_step
         self._first_token = first_token
-        self._pending: list[tuple[int, float, Tensor, Tensor]] = []
+        self._pending: list[tuple[Row, float, Tensor, Tensor]] = []
         self._last_seconds: float | None = None
 
-    def add(self, step: int, *, learning_rate: float, loss: Tensor, grad_norm: Tensor) -> None:
-        """Notes an update; nothing waits for the device."""
-        self._pending.append((step, learning_rate, loss, grad_norm))
+    def add(
+        self,
+        step: int,
+        *,
+        learning_rate: float,
+        loss: Tensor,
+        grad_norm: Tensor,
+        n_targets: int = 0,
+    ) -> None:
+        """Notes an update, on so many targets where they count; nothing waits for the device."""
+        if self.n_targets is not None:
+            self.n_targets += n_targets
+        self._pending.append((self._counts(step), learning_rate, loss, grad_norm))
 
     def take_rows(self) -> list[Row]:
         """The rows of the updates since the last call; waits for the device once.
@@ -98,26 +119,28 @@ class Meter:
             "memory_bytes": memory_bytes(self._device),
         }
         rows = [
-            self._position(step)
+            counts
+            | {"elapsed_seconds": self.clock.elapsed_seconds}
             | {"loss": loss, "learning_rate": learning_rate, "grad_norm": norm}
             | shared
-            for (step, learning_rate, _, _), (loss, norm) in zip(self._pending, values, strict=True)
+            for (counts, learning_rate, _, _), (loss, norm) in zip(
+                self._pending, values, strict=True
+            )
         ]
         self._pending.clear()
         return rows
 
     def validation_row(self, step: int, loss: float, bits_per_byte: float | None) -> Row:
         """The row of a validation after `step` updates."""
-        return self._position(step) | {"val_loss": loss, "val_bits_per_byte": bits_per_byte}
+        position = self._counts(step) | {"elapsed_seconds": self.clock.elapsed_seconds}
+        return position | {"val_loss": loss, "val_bits_per_byte": bits_per_byte}
 
-    def _position(self, step: int) -> Row:
+    def _counts(self, step: int) -> Row:
         n_tokens = self._first_token + (step - self._first_step) * self._tokens_per_step
-        return {
-            "step": step,
-            "n_tokens": n_tokens,
-            "train_flops": n_tokens * self._flops_per_token,
-            "elapsed_seconds": self.clock.elapsed_seconds,
-        }
+        counts: Row = {"step": step, "n_tokens": n_tokens}
+        if self.n_targets is not None:
+            counts["n_targets"] = self.n_targets
+        return counts | {"train_flops": n_tokens * self._flops_per_token}
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

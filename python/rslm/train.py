@@ -25,7 +25,9 @@ from rslm.architecture import n_parameters, train_flops_per_token
 from rslm.batches import (
     Batch,
     BatchSizes,
+    Packed,
     continue_batch_sizes,
+    count_targets,
     counter_seed,
     first_sample,
     micro_batch,
@@ -185,7 +187,11 @@ def train(
         rows = read_metrics(out / "metrics.jsonl") if curve is not None and is_first else []
         band = BandWatch(curve if is_first and len(batch_sizes) == 1 else None, rows)
         clock = Clock(state["elapsed_seconds"])
-        meter = make_meter(config, device, clock, batch_sizes, processes.world_size)
+        n_targets = None
+        if isinstance(data.source, Packed) and data.source.plans:
+            # A checkpoint of before targets were counted has no number to go on from.
+            n_targets = state.get("n_targets", 0 if step == 0 else None)
+        meter = make_meter(config, device, clock, batch_sizes, n_targets, processes.world_size)
         if is_first:
             record_start(config, data, device, step)
         stop = stack.enter_context(StopSignals(processes.largest))
@@ -212,6 +218,7 @@ def train(
                         step,
                         batch_sizes=batch_sizes,
                         fingerprints=data.fingerprints,
+                        n_targets=meter.n_targets,
                         skipped=skipped.record(),
                         elapsed_seconds=clock.elapsed_seconds,
                         metrics_bytes=metrics.sync(),
@@ -286,7 +293,13 @@ def train(
                     clip=parallel.clip_grad_norm,
                 )
                 step += 1
-                meter.add(step, learning_rate=learning_rate, loss=loss, grad_norm=grad_norm)
+                meter.add(
+                    step,
+                    learning_rate=learning_rate,
+                    loss=loss,
+                    grad_norm=grad_norm,
+                    n_targets=count_targets(batch, config.batch_size),
+                )
 
             stopping = stop.requested()
             is_late = clock.elapsed_seconds - saved_at >= 60 * config.checkpoint_minutes
@@ -371,6 +384,7 @@ def make_meter(
     device: torch.device,
     clock: Clock,
     batch_sizes: BatchSizes,
+    n_targets: int | None = None,
     n_processes: int = 1,
 ) -> Meter:
     """The meter of this model on the devices of all processes."""
@@ -384,6 +398,7 @@ def make_meter(
         peak_flops=peak_flops(device, dtype) * n_processes,
         first_step=first_step,
         first_token=first_sample(batch_sizes, first_step) * config.model.context_length,
+        n_targets=n_targets,
     )
 
 
