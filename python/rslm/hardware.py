@@ -47,6 +47,17 @@ def _accelerator(
 _ADA = "NVIDIA Ada GPU Architecture white paper 2.02 (2023), appendix A"
 _H100 = "NVIDIA H100 Tensor Core GPU Architecture white paper 1.04 (2023), table 2"
 
+# The documents named are where the numbers were taken from. They were held against tables by
+# others on public pages, which agree but where a line says so:
+#   A100, H100, H200: glennklockwood.com/garden/processors and a distributor's H100 page (hpctech).
+#   B200: the same site for the HGX part at 1000 W; another table has 75 TFLOP/s of float32, counted
+#       from clocks. The chip has 192 GB, of which systems show 179 to 180.
+#   L4, L40S: a reseller's table (sourcecode.com) has twice these with sparsity; counted from
+#       clocks (hmc-tech.com) an L4 has 125 and 31.3, and an L40 362.
+#   RTX 4090: hmc-tech.com. RTX 5090: half of a half of 838 with sparsity summed in float16; others
+#       measure up to 254, at clocks above the stated boost.
+#   Unverified: bfloat16 of the RTX 3090 and both numbers of the A10, found in lists without a
+#       source only.
 ACCELERATORS = (
     _accelerator(
         "A100-40GB", "NVIDIA A100-SXM4-40GB", (312, 19.5), 40, "NVIDIA A100 data sheet (2021)"
