@@ -17,6 +17,7 @@ from rslm.doctor import attention as attention_check
 from rslm.doctor import machine, processes
 from rslm.doctor.check import Check
 from rslm.tokenizer import Tokenizer
+from rslm.train import train
 
 TINY = "--model.vocab-size 300 --model.d-model 16 --model.n-layers 1 --model.n-heads 2 --device cpu"
 CPU = torch.device("cpu")
@@ -42,15 +43,16 @@ def doctor(
 
 
 def test_a_good_machine_and_good_data_pass(doctor: Doctor, token_files: tuple[Path, Path]) -> None:
-    train, valid = token_files
-    flags = "--model.window-pattern SL --model.window-size 8 --precision bfloat16"
-    code, checks = doctor(f"--data.train {train} --data.valid {valid} {flags}")
+    train_file, valid_file = token_files
+    flags = "--model.n-layers 2 --model.window-pattern SL --model.window-size 8"
+    flags += " --precision bfloat16"
+    code, checks = doctor(f"--data.train {train_file} --data.valid {valid_file} {flags}")
     assert code == 0
     assert {check["status"] for check in checks.values()} == {"ok"}
     names = {"versions", "device", "matmul", "memory", "disk", "tokenizer", "processes (gloo)"}
     paths = ("reference", "torch", "torch/flash", "torch/math")
     names |= {f"attention {p} {d}" for p in paths for d in ("float32", "bfloat16")}
-    assert names | {f"data {train}", f"data {valid}"} == checks.keys()
+    assert names | {f"data {train_file}", f"data {valid_file}"} == checks.keys()
 
 
 def test_without_data_it_warns_and_passes(doctor: Doctor) -> None:
@@ -58,6 +60,34 @@ def test_without_data_it_warns_and_passes(doctor: Doctor) -> None:
     assert code == 0
     assert checks["data"]["status"] == "warn"
     assert "--data.train" in checks["data"]["advice"]
+
+
+def test_checkpoints_of_the_run_folder_are_read(
+    doctor: Doctor, tiny_config: Callable[..., Any], quick: None
+) -> None:
+    train(tiny_config(n_steps=12, keep_best=False))
+    folder = tiny_config().out / "checkpoints"
+    flags = f"--out {folder.parent}"
+    found = doctor(flags)[1]["checkpoint"]
+    assert (found["status"], found["found"]) == ("ok", f"{folder}/step_00000012, hashes hold")
+
+    newest, older = (folder / f"step_000000{step}" for step in ("12", "10"))
+    damage(newest / "optim.safetensors")
+    assert doctor(f"{flags} --quick")[1]["checkpoint"]["status"] == "ok"
+    code, checks = doctor(flags)
+    assert (code, checks["checkpoint"]["status"]) == (0, "warn")
+    assert "optim.safetensors is damaged" in checks["checkpoint"]["found"]
+    assert str(older) in checks["checkpoint"]["advice"]
+
+    damage(older / "model.safetensors")
+    code, checks = doctor(flags)
+    assert (code, checks["checkpoint"]["status"]) == (1, "fail")
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
 
 
 def test_damaged_and_missing_token_files_fail(

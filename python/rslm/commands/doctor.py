@@ -33,7 +33,7 @@ class DoctorOptions(TrainOptions):
     """
 
     quick: Switch = False
-    """Do not read the token files whole to compare their hashes."""
+    """Do not read token files and checkpoints whole to compare their hashes."""
     json: Switch = False
     """Print JSON."""
 
@@ -97,6 +97,8 @@ def examine(options: DoctorOptions, config: TrainConfig) -> Iterator["Check"]:
             yield from doctor.guarded("memory", memory, "correct the option that it names")
             disk = partial(doctor.check_disk, config)
             yield from doctor.guarded("disk", disk, "name a folder that takes files with --out")
+            saved = partial(doctor.check_checkpoints, config, reads_all=not options.quick)
+            yield from doctor.guarded("checkpoint", saved, "remove the checkpoint that it names")
             yield from examine_data(options, config)
         if n_processes > 1:
             yield from doctor.check_agreement(config, processes, own)

@@ -6,6 +6,7 @@ check does in small what the run would do.
 
 from rslm.doctor.attention import check_attention
 from rslm.doctor.check import Check, guarded
+from rslm.doctor.checkpoints import check_checkpoints
 from rslm.doctor.machine import (
     check_device,
     check_disk,
@@ -20,6 +21,7 @@ __all__ = [
     "Check",
     "check_agreement",
     "check_attention",
+    "check_checkpoints",
     "check_device",
     "check_disk",
     "check_matmul",
