@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,3 +146,82 @@ def test_commands_print_tables_and_json(
     assert json.loads(rslm("runs diff runs/a runs/b --json"))["seed"] == [1, 0]
     rslm("runs plot runs/a runs/b --out curves.png --metric loss --over n_tokens")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+HOSTILE: dict[str, dict[str, str]] = {
+    "no config": {"metrics.jsonl": ""},
+    "broken config": {"config.toml": "n_steps = = 3"},
+    "infinite steps": {"config.toml": "n_steps = inf"},
+    "list of steps": {"config.toml": "n_steps = [1]"},
+    "broken line": {"metrics.jsonl": '{"step": 1\n'},
+    "nested line": {"metrics.jsonl": '{"step": 1, "loss": ' + "[" * 100_000 + "\n"},
+    "text for a loss": {"metrics.jsonl": '{"step": 1, "val_loss": "low"}\n'},
+    "huge loss": {"metrics.jsonl": f'{{"step": 1, "loss": 1{"0" * 400}}}\n'},
+    "huge step": {"metrics.jsonl": f'{{"step": 1{"0" * 5000}}}\n'},
+    "zeros": {"metrics.jsonl": "\0\0\n"},
+    "red \x1b[31m\x9b1m\n": {"metrics.jsonl": "{\n"},
+}
+
+
+def hostile_run(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir()
+    (folder / "config.toml").write_text("n_steps = 20\n")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "n_tokens": 4}\n')
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    if "config.toml" not in files and files.get("metrics.jsonl") == "":
+        (folder / "config.toml").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(("name", "files"), HOSTILE.items(), ids=map(repr, HOSTILE))
+def test_damaged_folders_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, files: dict[str, str]
+) -> None:
+    run = str(hostile_run(tmp_path / name, files))
+    good = str(hostile_run(tmp_path / "good", {}))
+    picture = str(tmp_path / "p.png")
+    for arguments in (
+        ["show", run],
+        ["show", run, "--json"],
+        ["diff", good, run],
+        ["plot", good, run, "--out", picture],
+        *([] if name == "no config" else [["ls", run]]),
+    ):
+        assert main(["runs", *arguments]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+        assert said.err.rstrip("\n").isprintable()
+    assert main(["runs", "show", f"{good}/config.toml"]) == 2
+
+
+def test_names_and_numbers_of_a_run_steer_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "config.toml": 'n_steps = 20\n"key\\u001b[31m" = "\\u001b]0;t\\u0007\\u009b1m\\u202e"\n',
+        "metrics.jsonl": '{"step": 1, "loss": NaN, "val_loss": NaN, "n_tokens": 4}\n'
+        '{"step": 2, "loss": Infinity, "val_loss": 3.0, "n_tokens": 8}\n{"step": 3, "lo',
+    }
+    run = hostile_run(tmp_path / "red \x1b[31m$x^$", files)
+    other = hostile_run(tmp_path / "good", {})
+    picture = str(tmp_path / "p.png")
+    commands = (["ls", str(tmp_path)], ["show", str(run)], ["show", str(run), "--json"])
+    for arguments in (
+        *commands,
+        ["diff", str(run), str(other)],
+        ["plot", str(run), str(other), "--metric", "loss", "--out", picture],
+    ):
+        assert main(["runs", *arguments]) == 0
+        said = capsys.readouterr()
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said.out + said.err)
+    assert summarise(read_run(run))["best_val_loss"] == 3.0
+
+
+@pytest.mark.parametrize("text", ["{", "3", "null", "[1]"])
+def test_damaged_list_of_starts_is_named(tmp_path: Path, text: str) -> None:
+    run = hostile_run(tmp_path / "run", {"env.json": text})
+    with pytest.raises(FormatError, match=r"env\.json"):
+        describe(read_run(run))

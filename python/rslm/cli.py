@@ -267,5 +267,5 @@ def lost_output(error: OSError) -> int:
 
 def fail(message: str) -> int:
     """Prints the one line of a user's mistake."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {process.printable(message)}", file=sys.stderr)
     return EXIT_USER_ERROR

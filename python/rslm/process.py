@@ -8,6 +8,7 @@ stderr cannot take is dropped, for there is nowhere to say so.
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TypeGuard
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 STDOUT = "<stdout>"
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 
 
 def begin() -> None:
@@ -119,3 +121,14 @@ class _Dropping(io.FileIO):
             return super().write(data) or 0
         except OSError:
             return len(memoryview(data).cast("B"))
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters as escapes, that a name read from a file steers nothing.
+
+    Those that end lines or turn the direction of text count among them.
+
+    >>> printable("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

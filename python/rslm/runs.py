@@ -5,7 +5,9 @@ one is asked for. A run of another version, with options unknown here, is read a
 """
 
 import json
+import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, Literal
 from rslm import checkpoint
 from rslm.config import read_toml
 from rslm.errors import FormatError
+from rslm.process import printable
 from rslm.run_folder import Row, flatten, is_in_use
 from rslm.run_log import smooth
 
@@ -39,7 +42,8 @@ class Run:
     @property
     def n_steps(self) -> int:
         """Updates the run is to make."""
-        return int(self.config.get("n_steps", 0))
+        n_steps: int = self.config.get("n_steps", 0)
+        return n_steps
 
     @property
     def step(self) -> int:
@@ -49,7 +53,9 @@ class Run:
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and loss of the best validation."""
-        validated = [(row["val_loss"], row["step"]) for row in self.rows if _has(row, "val_loss")]
+        rows = [row for row in self.rows if _has(row, "val_loss")]
+        # Nothing is less than NaN, nor is it less than anything.
+        validated = [(r["val_loss"], r["step"]) for r in rows if not math.isnan(r["val_loss"])]
         return min(validated)[::-1] if validated else None
 
     def last(self, key: str) -> Any:
@@ -72,9 +78,12 @@ def read_run(path: Path) -> Run:
     Raises:
         FileNotFoundError: it is none: it has no `config.toml`.
         FormatError: its metrics are damaged.
-        ValueError: its config is no TOML.
+        ValueError: its config is no TOML, or `n_steps` no number of steps.
     """
     config = read_toml(path / "config.toml")
+    if type(config.get("n_steps", 0)) is not int:
+        given = config["n_steps"]
+        raise ValueError(f"n_steps must be a whole number in {path}/config.toml, got {given!r}")
     rows = _read_rows(path / "metrics.jsonl")
     step = rows[-1]["step"] if rows else 0
     status: Status = "finished" if step == config.get("n_steps") else "stopped"
@@ -90,12 +99,38 @@ def _read_rows(path: Path) -> list[Row]:
         if line.endswith("\n"):
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise FormatError(f"{path}, line {number} is not JSON: {error}") from None
             if not isinstance(row, dict) or type(row.get("step")) is not int:
                 raise FormatError(f"{path}, line {number} must be an object with a step")
+            for key, value in row.items():
+                if not _is_metric(value):
+                    raise FormatError(f"{path}, line {number}: {key} must be a number")
             rows.append(row)
     return rows
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether a value of a row can be counted with; NaN and infinities of a bad step can."""
+    if isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return value is None or isinstance(value, float)
+
+
+def read_starts(run: Path) -> list[Row]:
+    """The starts of a run, from its `env.json`; none where there is no such file yet.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    path = run / "env.json"
+    try:
+        starts = json.loads(path.read_bytes()) if path.exists() else []
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON: {error}") from None
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise FormatError(f"{path} must be a list of objects")
+    return starts
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -132,10 +167,9 @@ def summarise(run: Run) -> Row:
 
 def describe(run: Run) -> Row:
     """All that is known of a run: its row, its starts, its checkpoints, its options."""
-    starts = run.path / "env.json"
     folder = run.path / "checkpoints"
     return summarise(run) | {
-        "n_starts": len(json.loads(starts.read_text())) if starts.exists() else 0,
+        "n_starts": len(read_starts(run.path)),
         "checkpoints": [path.name for path in checkpoint.list_checkpoints(folder)],
         "best_checkpoint": os.readlink(folder / checkpoint.BEST)
         if (folder / checkpoint.BEST).is_symlink()
@@ -169,7 +203,9 @@ def plot_runs(runs: Sequence[Run], out: Path, *, metric: str, over: str) -> None
         # A training loss of every step is too rough to compare by eye.
         drawn = smooth(values) if metric == "loss" else values
         if values:
-            axes.plot(places, drawn, label=run.path.name, linewidth=1.5)
+            # To Matplotlib what stands between dollars is a formula.
+            label = printable(run.path.name).replace("$", r"\$")
+            axes.plot(places, drawn, label=label, linewidth=1.5)
     if not axes.lines:
         known = sorted({key for run in runs for row in run.rows for key in row})
         raise ValueError(

@@ -1,6 +1,7 @@
 """What commands print: data on stdout, progress on stderr, bars only for people."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,13 +9,16 @@ from typing import Annotated, Any
 
 import tyro
 
+from rslm.process import printable
+
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag that is only ever turned on: no `--no-...` beside it."""
 
 
 def note(message: str) -> None:
     """Prints one line for the person at the terminal, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    lines = map(printable, message.split("\n"))
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def progress_bar() -> bool | None:
@@ -24,19 +28,26 @@ def progress_bar() -> bool | None:
 
 def print_json(record: object) -> None:
     """Prints one JSON document on stdout."""
-    print(json.dumps(record, ensure_ascii=False, indent=2))
+    text = json.dumps(record, ensure_ascii=False, indent=2)
+    # JSON itself escapes no control characters but those of ASCII below the blank.
+    print(
+        re.sub(
+            "[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: f"\\u{ord(match[0]):04x}", text
+        )
+    )
 
 
 def print_fields(fields: dict[str, Any]) -> None:
     """Prints names and values in two columns; whole numbers get thousands separators."""
-    width = max(map(len, fields))
-    for name, value in fields.items():
+    shown = {printable(name): value for name, value in fields.items()}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
         print(f"{name:<{width}}  {readable(value)}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints aligned columns: the first to the left, the others to the right."""
-    cells = [list(header), *([readable(value) for value in row] for row in rows)]
+    cells = [list(map(printable, header)), *([readable(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
         first = f"{row[0]:<{widths[0]}}"
@@ -51,7 +62,7 @@ def readable(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)
+    return printable(str(value))
 
 
 def with_prefix(value: float, unit: str) -> str:

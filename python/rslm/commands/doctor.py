@@ -12,6 +12,7 @@ from rslm.commands.plan import NOT_GIVEN, with_places
 from rslm.commands.train import TrainOptions, check, resolved
 from rslm.commands.train import defaults as train_defaults
 from rslm.config import Record, to_toml
+from rslm.process import printable
 from rslm.terminal import Switch, print_json
 from rslm.train_config import TrainConfig
 
@@ -135,11 +136,12 @@ def make_show(console: "Console | None" = None) -> Callable[["Check"], None]:
     def show(result: "Check") -> None:
         line = Text.assemble(
             (f"{result.status:<5} ", _COLOURS[result.status]),
-            (result.name, "bold"),
-            (f": {result.found}", ""),
+            (printable(result.name), "bold"),
+            (f": {printable(result.found)}", ""),
         )
         if result.advice is not None:
-            line.append(f"\n      {result.advice}" if console.is_terminal else f"; {result.advice}")
+            advice = printable(result.advice)
+            line.append(f"\n      {advice}" if console.is_terminal else f"; {advice}")
         console.print(line, soft_wrap=True)
 
     return show

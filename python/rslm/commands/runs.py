@@ -123,12 +123,10 @@ class BandOptions:
 
 def band(options: BandOptions) -> None:
     """Writes the median of the runs' losses, and how far a further run may be from it."""
-    import json
-
     from rslm.checkpoint import newest_checkpoint, read_state
     from rslm.files import write_atomically
     from rslm.reference_curve import curve_to_toml, measure_curve, training_data
-    from rslm.runs import read_run
+    from rslm.runs import read_run, read_starts
 
     runs = [read_run(path) for path in options.runs]
     fingerprints = []
@@ -142,7 +140,7 @@ def band(options: BandOptions) -> None:
         fingerprints.append(training_data(state["data"]))
         if fingerprints[-1] != fingerprints[0]:
             raise ValueError(f"runs must have the same data, {run.path} has other")
-    start = json.loads((runs[0].path / "env.json").read_text())[-1]
+    start = read_starts(runs[0].path)[-1]
     measured = (
         f"{len(runs)} runs on {start['cuda'] or start['cpu']}, rslm {start['versions']['rslm']}, "
         f"torch {start['versions']['torch']}, {start['started'][:10]}"
