@@ -64,6 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("text.txt").write_bytes(DOCUMENTS.encode())
         Path("latin1.txt").write_bytes("naïve café\n".encode("latin-1") * 10)
         Path("short.txt").write_text("word")
+        Path("held_out.txt").write_bytes(DOCUMENTS.encode()[: len(DOCUMENTS) // 2])
         Path("folder").mkdir()
         for command in (
             "tokenizer train text.txt --vocab-size 300 --out tok.json",
@@ -71,7 +72,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tokenizer count-pretokens text.txt --out text.counts",
             "tokenizer encode tok.json text.txt --out tokens",
             "tokenizer encode tok.json short.txt --out short",
-            f"train --out run --data.train tokens --data.valid tokens {TINY_RUN}",
+            "tokenizer encode tok.json held_out.txt --out held_out",
+            f"train --out run --data.train tokens --data.valid held_out {TINY_RUN}",
         ):
             assert main(shlex.split(command)) == 0
         spoil()
