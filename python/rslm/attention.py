@@ -92,6 +92,17 @@ def implementations_on(device: torch.device) -> list[Implementation]:
     ]
 
 
+def check_implementation(implementation: Implementation, device: torch.device) -> None:
+    """Refuses an implementation that does not run on a device.
+
+    Raises:
+        ValueError: it is "triton", and Triton or a device for it is missing.
+    """
+    reason = _why_no_triton(device) if implementation == "triton" else None
+    if reason is not None:
+        raise ValueError(reason)
+
+
 @overload
 def attention(
     q: Float[Tensor, "... n_heads queries d_head"],
@@ -374,8 +385,7 @@ def _kernel_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of the kernels, which take one dimension before that of the heads."""
     if implementation == "triton":
-        if (reason := _why_no_triton(q.device)) is not None:
-            raise ValueError(reason)
+        check_implementation(implementation, q.device)
         from rslm.kernels.flash_attention import flash_attention as kernel
     else:
         kernel = tiled_attention
