@@ -125,11 +125,6 @@ def _check(
     scale: float,
     softcap: float | None,
 ) -> None:
-    if q.device.type == "cpu" and not IS_INTERPRETED:
-        raise ValueError(
-            "Triton needs a GPU, and q is on the CPU\n"
-            "TRITON_INTERPRET=1 in the environment runs its kernels there, slowly"
-        )
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype or x.device != q.device:
             raise ValueError(
@@ -151,6 +146,11 @@ def _check(
         raise ValueError("start needs causal=True, got causal=False")
     if not scale > 0 or (softcap is not None and not softcap > 0):
         raise ValueError(f"scale and softcap must be positive, got {scale} and {softcap}")
+    if q.device.type == "cpu" and not IS_INTERPRETED:
+        raise ValueError(
+            "Triton needs a GPU, and q is on the CPU\n"
+            "TRITON_INTERPRET=1 in the environment runs its kernels there, slowly"
+        )
 
 
 def _config(q: Tensor, numbers: Sequence[int] | None) -> FlashConfig:

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton's compiler, not Python, types the arguments of device functions.
 """The backward kernels of FlashAttention-2; `flash_tiles` has the legend.
 

@@ -113,22 +113,21 @@ def compilation(launch: Launch) -> Compilation:
     """The specialisation that Triton chooses for a launch, worked out without a GPU."""
     signature, constants, attributes = {}, {}, {}
 
-    def visit(value: Any, place: tuple[int, ...], is_constant: bool) -> Any:
+    def visit(value: Any, place: tuple[int, ...], parameter: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(visit(x, (*place, i), is_constant) for i, x in enumerate(value))
-        kind, is_aligned = ("constexpr", False) if is_constant else _type_of(value)
-        if kind == "constexpr":
+            return tuple(visit(x, (*place, i), parameter) for i, x in enumerate(value))
+        is_one = type(value) is int and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or is_one:
             constants[place] = value
             return "constexpr"
-        if is_aligned:
+        kind, is_aligned = _type_of(value)
+        if is_aligned and not parameter.do_not_specialize:
             attributes[place] = [["tt.divisibility", 16]]
         return kind
 
     for place, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        signature[parameter.name] = visit(value, (place,), parameter.is_constexpr)
-        if parameter.do_not_specialize:
-            attributes.pop((place,), None)
+        signature[parameter.name] = visit(value, (place,), parameter)
     return Compilation(
         kernel=launch.kernel,
         signature=signature,
@@ -140,16 +139,12 @@ def compilation(launch: Launch) -> Compilation:
 
 def _type_of(value: Any) -> tuple[str, bool]:
     """Triton's name for the type of an argument, and whether it is a multiple of 16."""
-    if value is None:
-        return "constexpr", False
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{_dtype_name(value.base)}{list(value.block_shape)}>", False
     if isinstance(value, Tensor):
         return f"*{_dtype_name(value)}", value.data_ptr() % 16 == 0
     if isinstance(value, float):
         return "fp32", False
-    if value == 1:
-        return "constexpr", False
     return ("i32" if -(2**31) <= value < 2**31 else "i64"), value % 16 == 0
 
 

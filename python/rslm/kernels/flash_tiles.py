@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton's compiler, not Python, types the arguments of device functions.
 """What the attention kernels share on the device: tiles in and out, and the scores' map.
 

@@ -63,12 +63,12 @@ def _table(
 # (tile_queries, tile_keys, n_warps, n_stages), by architecture and padded head width.
 _HALF: dict[str, dict[int, FlashConfig]] = {
     "80": {
-        64: _table((128, 64, 4, 3), (32, 128, 4, 3), (64, 64, 4, 3)),
+        64: _table((128, 64, 4, 2), (32, 128, 4, 3), (64, 64, 4, 3)),
         128: _table((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
         256: _table((64, 32, 4, 2), (32, 32, 8, 2), (32, 32, 4, 2)),
     },
     "90": {
-        64: _table((128, 128, 4, 3), (64, 128, 8, 2), (64, 64, 4, 3), use_descriptors=True),
+        64: _table((128, 64, 4, 3), (64, 128, 8, 2), (64, 64, 4, 3), use_descriptors=True),
         128: _table((128, 128, 8, 2), (64, 128, 8, 2), (128, 64, 8, 2), use_descriptors=True),
         256: _table((64, 32, 4, 2), (32, 64, 8, 2), (64, 32, 8, 2), use_descriptors=True),
     },
