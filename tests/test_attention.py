@@ -211,7 +211,7 @@ def test_all_implementations_give_what_the_definition_gives(
         both = loss + (expected_lse * mixed_lse)[sees].sum()
         gradients = torch.autograd.grad(loss, leaves, retain_graph=True)
         gradients_of_both = torch.autograd.grad(both, leaves)
-        for implementation in implementations_on(torch.device("cpu")):
+        for implementation in ("reference", "tiled", "torch"):
             chosen = {**options, "softcap": softcap, "implementation": implementation}
             if implementation == "torch":
                 if softcap is not None:
