@@ -394,7 +394,8 @@ def test_attention_of_any_implementation_trains_to_the_same_losses(
     losses = {}
     for name in ("torch", "tiled"):
         out = tmp_path / name
-        config = tiny_config(out=out, n_steps=30, attention_implementation=name)
+        few = {"validate_every": 30, "sample_every": None, "n_sample_tokens": 1}
+        config = tiny_config(out=out, n_steps=30, attention_implementation=name, **few)
         train(replace(config, model=replace(config.model, n_kv_heads=1)))
         losses[name] = [row["loss"] for row in rows_of(config) if "loss" in row]
     assert len(losses["torch"]) == 30
