@@ -1,7 +1,6 @@
 """Measures what one training step allocates on the CPU, for the tests of the estimates."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -30,10 +29,12 @@ def draw_batch(config: TransformerConfig, n_sequences: int) -> tuple[torch.Tenso
     return next(ids), next(ids)
 
 
-def measure_step(config: TrainConfig, *, implementation: Any = "auto") -> Allocated:
+def measure_step(config: TrainConfig) -> Allocated:
     """What a step allocates once the optimizer has its state, by the allocator's own events."""
     model = Transformer(
-        config.model, implementation=implementation, recompute_blocks=config.recompute_blocks
+        config.model,
+        implementation=config.attention_implementation,
+        recompute_blocks=config.recompute_blocks,
     )
     optimizer = build_optimizer(model, config.optimizer, config.model)
     size = config.micro_batch_size or config.batch_size

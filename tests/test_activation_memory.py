@@ -79,8 +79,8 @@ def test_kept_equals_what_is_measured(switches: dict[str, Any], precision: Preci
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("switches", [{}, {"n_kv_heads": 2}, {"context_length": 129}], ids=str)
 def test_kept_by_the_formula_of_attention(switches: dict[str, Any], precision: Precision) -> None:
-    config = run(switches, precision=precision)
-    measured = measure_step(config, implementation="reference").kept
+    config = run(switches, precision=precision, attention_implementation="reference")
+    measured = measure_step(config).kept
     assert kept(config, attention="reference") == pytest.approx(measured, rel=1e-3)
 
 

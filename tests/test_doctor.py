@@ -50,7 +50,7 @@ def test_a_good_machine_and_good_data_pass(doctor: Doctor, token_files: tuple[Pa
     assert code == 0
     assert {check["status"] for check in checks.values()} == {"ok"}
     names = {"versions", "device", "matmul", "memory", "disk", "tokenizer", "processes (gloo)"}
-    paths = ("reference", "torch", "torch/flash", "torch/math")
+    paths = ("reference", "tiled", "torch", "torch/flash", "torch/math")
     names |= {f"attention {p} {d}" for p in paths for d in ("float32", "bfloat16")}
     assert names | {f"data {train_file}", f"data {valid_file}"} == checks.keys()
 

@@ -29,6 +29,7 @@ LAYERS = [
     [
         *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
         *["train_config", "terminal", "packing", "activation_memory", "matmul_peak"],
+        "kernels.*",
     ],
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],

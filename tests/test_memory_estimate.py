@@ -88,9 +88,9 @@ def test_peak_is_what_a_step_allocates(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", [{}, {"vocab_size": 64, "context_length": 512}], ids=str)
 def test_peak_by_the_formula_of_attention(model: dict[str, Any], precision: str) -> None:
-    config = run(model, precision=precision, batch_size=1)
-    memory = estimate_memory(config, attention="reference")
-    measured = measure_step(config, implementation="reference").peak
+    config = run(model, precision=precision, batch_size=1, attention_implementation="reference")
+    memory = estimate_memory(config)
+    measured = measure_step(config).peak
     assert 0.96 < beside_weights_and_state(memory) / measured < 1.1
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rslm.architecture import TransformerConfig
-from rslm.attention import attention
+from rslm.attention import attention, document_starts
 from rslm.batches import (
     N_SLOTS,
     Mixture,
@@ -90,7 +90,7 @@ def sequences(rows: Any) -> Iterator[tuple[int, slice]]:
 
 
 @pytest.mark.parametrize("policy", ["chunk", "bos-bestfit", "obfd"])
-@pytest.mark.parametrize("implementation", ["reference", "torch"])
+@pytest.mark.parametrize("implementation", ["reference", "tiled", "torch"])
 @pytest.mark.parametrize("restart_positions", [True, False])
 @pytest.mark.parametrize(
     "switches",
@@ -138,7 +138,7 @@ def test_without_a_mask_documents_do_see_each_other(files: tuple[TokenFile, Toke
     assert not torch.allclose(model(inputs), masked, atol=1e-4)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "torch"])
+@pytest.mark.parametrize("implementation", ["reference", "tiled", "torch"])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_attention_sees_the_keys_of_its_document(implementation: Any, window: Any, dtype: Any):
@@ -146,7 +146,7 @@ def test_attention_sees_the_keys_of_its_document(implementation: Any, window: An
     q, k, v = torch.randn(3, 2, 4, 12, 8).to(dtype)  # batch, heads, sequence, d_head
     documents = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3, [0] + [1] * 11])
     options = {"causal": True, "window": window, "implementation": implementation}
-    together = attention(q, k, v, documents=documents, **options)
+    together = attention(q, k, v, start=document_starts(documents), **options)
     for row, numbers in enumerate(documents):
         for number in numbers.unique():
             own = numbers == number
@@ -162,9 +162,6 @@ def test_documents_go_with_no_cache():
     ids = torch.zeros(1, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="documents must not be given with a cache"):
         model(ids, documents=ids, cache=KeyValueCache(model.config))
-    x = torch.zeros(1, 1, 3, 4)
-    with pytest.raises(ValueError, match="as many keys as queries, got 1 queries and 3 keys"):
-        attention(x[..., :1, :], x, x, causal=True, documents=ids[:, :1])
 
 
 def test_recomputed_blocks_mask_as_well(files: tuple[TokenFile, TokenFile]):

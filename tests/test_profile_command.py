@@ -124,7 +124,7 @@ def test_options_that_measure_nothing_are_refused(options: Any, message: str):
     ("arguments", "message"),
     [
         (["step", "--sizes", "huge"], "error: a size must be tinystories"),
-        (["attention", "--paths", "flash"], "error: paths must be of reference, torch"),
+        (["attention", "--paths", "flash"], "error: paths must be of reference, tiled, torch"),
         (["step", "--precisions", "tfloat32"], "error: precision tfloat32 needs device cuda"),
         (["memory", "--device", "nowhere"], "error: device must be one of this machine"),
     ],

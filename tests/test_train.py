@@ -425,6 +425,31 @@ def test_z_loss_is_trained_on_and_not_reported(
     assert (head - head_with_z_loss).norm() > 0.1 * head.norm()
 
 
+def test_attention_of_any_implementation_trains_to_the_same_losses(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    losses = {}
+    for name in ("torch", "tiled"):
+        out = tmp_path / name
+        few = {"validate_every": 30, "sample_every": None, "n_sample_tokens": 1}
+        config = tiny_config(out=out, n_steps=30, attention_implementation=name, **few)
+        train(replace(config, model=replace(config.model, n_kv_heads=1)))
+        losses[name] = [row["loss"] for row in rows_of(config) if "loss" in row]
+    assert len(losses["torch"]) == 30
+    assert losses["tiled"] == pytest.approx(losses["torch"], rel=0, abs=1e-4)
+    assert losses["tiled"] != losses["torch"]  # The option does choose.
+
+
+def test_an_implementation_that_cannot_run_is_refused_before_the_run_begins(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    config = tiny_config(attention_implementation="triton")
+    with pytest.raises(ValueError, match='"triton" needs a CUDA device'):
+        train(config)
+    assert not config.out.exists()
+
+
 def test_recomputed_blocks_train_to_the_same_bytes(tiny_config: MakeConfig, tmp_path: Path):
     weights = []
     for n_blocks in (None, 1):

@@ -228,7 +228,8 @@ def _walk_attention(tape: _Tape, x: _Array, layer: int) -> _Array:
         gain = config.qk_norm == "rms-gain"
         q, k = tape.norm(q, d_head, gain=gain), tape.norm(k, d_head, gain=gain)
     q, k = tape.rope(q, d_head), tape.rope(k, d_head)
-    if d_kv != d_q:
+    if d_kv != d_q and (of.attention == "reference" or of.device == "gpu"):
+        # PyTorch's kernel for a CPU reads shared heads where they are.
         k, v = (_Array(q.numel, of.itemsize) for _ in range(2))
     if of.attention == "reference":
         heads = _walk_reference(tape, q, k, v)

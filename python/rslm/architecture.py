@@ -19,6 +19,7 @@ PositionEncoding = Literal["rope", "half-rope", "none"]
 QKNorm = Literal["none", "rms", "rms-gain"]
 SoftcapForm = Literal["tanh", "sqrt"]
 Parametrisation = Literal["standard", "mup", "completep"]
+AttentionImplementation = Literal["auto", "reference", "tiled", "torch", "triton"]
 
 _D_FF_MULTIPLE = 64
 """Feed-forward widths are multiples of this, so that tiles of matrix units are full."""

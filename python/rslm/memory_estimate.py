@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rslm.activation_memory import Activations, AttentionKind, DeviceKind, saved_activations
+from rslm.activation_memory import Activations, DeviceKind, saved_activations
 from rslm.architecture import parameter_shapes
 from rslm.group_rules import assign_groups, parse_group_rule
 from rslm.train_config import OptimizerConfig, TrainConfig
@@ -62,7 +62,6 @@ def estimate_memory(
     *,
     micro_batch_size: int | None = None,
     n_processes: int = 1,
-    attention: AttentionKind = "torch",
     device: DeviceKind = "cpu",
 ) -> MemoryEstimate:
     """What each of `n_processes` processes needs from the second step on.
@@ -71,7 +70,6 @@ def estimate_memory(
         config: the run; its model's vocabulary must be known.
         micro_batch_size: sequences of a forward pass; those of the config unless given.
         n_processes: processes that train together, in the way of `config.parallel`.
-        attention: how it is computed.
         device: what each process computes on.
 
     Raises:
@@ -91,7 +89,8 @@ def estimate_memory(
         itemsize=2 if is_half else _WIDE,
         casts_weights=is_half and not is_cut,
         stream_itemsize=2 if is_half and is_cut else _WIDE,
-        attention=attention,
+        # All but the formula keep a number for each query, not for each pair.
+        attention="reference" if config.attention_implementation == "reference" else "torch",
         device=device,
     )
     cut = _cut_sizes(shapes, n_processes if is_cut else 1)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rslm import parametrisation
 from rslm.architecture import QKNorm, TransformerConfig, has_final_norm
-from rslm.attention import Implementation, attention
+from rslm.attention import Implementation, attention, document_starts
 from rslm.kv_cache import KeyValueCache, LayerCache
 from rslm.layers import (
     Embedding,
@@ -120,7 +120,7 @@ class CausalSelfAttention(Module):
         *,
         value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
         cache: LayerCache | None = None,
-        documents: Int[Tensor, "... sequence"] | None = None,
+        start: Int[Tensor, "... sequence"] | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """The heads' outputs side by side, projected.
 
@@ -129,7 +129,7 @@ class CausalSelfAttention(Module):
             token_positions: position of each vector, for the rotary embedding.
             value_embedding: added to the values.
             cache: keys and values of what came before, to which these are added.
-            documents: numbers; a position sees those with its own alone.
+            start: the first position that each one sees, not decreasing; None: the very first.
         """
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if value_embedding is not None:
@@ -145,9 +145,6 @@ class CausalSelfAttention(Module):
             k = self.rotary_embedding(k, token_positions)
         if cache is not None:
             k, v = cache.append(k, v, window=self.window)
-        if self.n_kv_heads != self.n_heads:
-            n_sharing = self.n_heads // self.n_kv_heads
-            k, v = (heads.repeat_interleave(n_sharing, dim=-3) for heads in (k, v))
         heads = attention(
             q,
             k,
@@ -155,7 +152,7 @@ class CausalSelfAttention(Module):
             causal=True,
             window=self.window,
             scale=self.scale,
-            documents=documents,
+            start=start,
             implementation=self.implementation,
         )
         output: Tensor = self.output_proj(heads.transpose(-3, -2).flatten(-2))
@@ -241,7 +238,7 @@ class TransformerBlock(Module):
         *,
         value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
         cache: LayerCache | None = None,
-        documents: Int[Tensor, "... sequence"] | None = None,
+        start: Int[Tensor, "... sequence"] | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """The residual stream after this block."""
 
@@ -251,7 +248,7 @@ class TransformerBlock(Module):
                 token_positions,
                 value_embedding=value_embedding,
                 cache=cache,
-                documents=documents,
+                start=start,
             )
             return heads
 
@@ -391,8 +388,8 @@ class Transformer(Module):
             token_ids: the tokens.
             token_positions: their positions; where none are given they count from 0, and with
                 a cache from its length.
-            documents: numbers; attention does not cross from tokens with one to those with
-                another. None makes the sequence one document.
+            documents: numbers; attention does not cross from a run of tokens with one to the
+                next run. None makes the sequence one document.
             cache: what was read before; these tokens are added to it.
 
         Raises:
@@ -409,17 +406,18 @@ class Transformer(Module):
             )
         if cache is not None and token_positions is None:
             token_positions = cache.next_positions(length, token_ids.device)
+        start = None if documents is None else document_starts(documents)
         x = x0 = self.ln_embedding(self.token_embeddings(token_ids))
         n_layers, n_kept = self.config.n_layers, self.recompute_blocks
         if n_kept is None or cache is not None or not torch.is_grad_enabled():
-            x = self._blocks(x, x0, token_ids, token_positions, documents, cache, 0, n_layers)
+            x = self._blocks(x, x0, token_ids, token_positions, start, cache, 0, n_layers)
         else:
             for first in range(0, n_layers, n_kept):
                 last = min(first + n_kept, n_layers)
                 # There is no dropout, so no generator has to be put back.
                 x = checkpoint(
                     self._blocks,
-                    *(x, x0, token_ids, token_positions, documents, None, first, last),
+                    *(x, x0, token_ids, token_positions, start, None, first, last),
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
@@ -432,7 +430,7 @@ class Transformer(Module):
         x0: Tensor,
         token_ids: Tensor,
         token_positions: Tensor | None,
-        documents: Tensor | None,
+        start: Tensor | None,
         cache: KeyValueCache | None,
         first: int,
         last: int,
@@ -451,7 +449,7 @@ class Transformer(Module):
                 token_positions,
                 value_embedding=value_embedding,
                 cache=None if cache is None else cache.layers[i],
-                documents=documents,
+                start=start,
             )
         return x
 

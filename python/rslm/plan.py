@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rslm.activation_memory import AttentionKind, DeviceKind
+from rslm.activation_memory import DeviceKind
 from rslm.architecture import (
     forward_flops_by_part,
     n_body_parameters,
@@ -202,7 +202,6 @@ def make_plan(
     memory_bytes: int | None = None,
     speed: Speed | None = None,
     price: float | None = None,
-    attention: AttentionKind = "torch",
     device: DeviceKind = "cpu",
 ) -> Plan:
     """The plan of a run.
@@ -214,7 +213,6 @@ def make_plan(
         memory_bytes: what each process has.
         speed: how fast the run is.
         price: of a device for an hour.
-        attention: how attention is computed.
         device: what each process computes on.
 
     Raises:
@@ -237,9 +235,7 @@ def make_plan(
         raise ValueError("compile must be off with parallel fsdp; torch-fsdp2 can compile")
 
     def estimate(of: TrainConfig, size: int | None = None) -> MemoryEstimate:
-        return estimate_memory(
-            of, micro_batch_size=size, n_processes=n_processes, attention=attention, device=device
-        )
+        return estimate_memory(of, micro_batch_size=size, n_processes=n_processes, device=device)
 
     largest = best = None
     if memory_bytes is not None:

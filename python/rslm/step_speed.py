@@ -48,6 +48,7 @@ def measure_step(config: TrainConfig, micro_batch_size: int, n_steps: int = 5) -
     device = choose_device(config.device)
     model = Transformer(
         config.model,
+        implementation=config.attention_implementation,
         recompute_blocks=config.recompute_blocks,
         generator=torch.Generator().manual_seed(config.seed),
         device=device,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rslm.allocator import keep_freed_memory
 from rslm.architecture import n_parameters, train_flops_per_token
+from rslm.attention import check_implementation
 from rslm.batches import (
     Batch,
     BatchSizes,
@@ -137,6 +138,7 @@ def train(
         stack.enter_context(torch_threads(config.n_threads))
         processes = stack.enter_context(start_processes(choose_device(config.device)))
         device, is_first = processes.device, processes.is_first
+        check_implementation(config.attention_implementation, device)
         if device.type == "cpu":
             stack.enter_context(keep_freed_memory())
         # One process plans, and the others read what it wrote.
@@ -362,6 +364,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Transformer:
     generator = torch.Generator().manual_seed(counter_seed(config.seed, "weights"))
     return Transformer(
         config.model,
+        implementation=config.attention_implementation,
         recompute_blocks=config.recompute_blocks,
         generator=generator,
         device=device,

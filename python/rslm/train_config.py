@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rslm.architecture import TransformerConfig
+from rslm.architecture import AttentionImplementation, TransformerConfig
 from rslm.group_rules import Algorithm, parse_group_rule
 from rslm.packing_reference import PackingPolicy
 from rslm.schedules import wsd_s_schedule
@@ -22,7 +22,7 @@ RESUMABLE = frozenset(
         *("out", "data.train", "data.valid", "data.mixed_in", "device", "compile", "n_threads"),
         *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "log_every"),
         *("batch_size", "micro_batch_size", "recompute_blocks", "optimizer.max_skipped_steps"),
-        *("parallel", "trackers", "wandb_project", "reference_curve"),
+        *("attention_implementation", "parallel", "trackers", "wandb_project", "reference_curve"),
     }
 )
 """Options that may change at a resumption: they alter the order of floating-point sums at most,
@@ -199,6 +199,8 @@ class TrainConfig:
     """Seed of weights, data order and samples."""
     precision: Precision = "float32"
     """Dtype of matrix products; weights are always float32."""
+    attention_implementation: AttentionImplementation = "auto"
+    """How attention is computed; auto takes what is fastest on the device."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU when there is one."""
     compile: bool = False

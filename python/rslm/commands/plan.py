@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rslm.activation_memory import AttentionKind, DeviceKind
+from rslm.activation_memory import DeviceKind
 from rslm.commands.tokenizer import parse_bytes
 from rslm.commands.train import TrainOptions, check, resolved
 from rslm.commands.train import defaults as train_defaults
@@ -35,8 +35,6 @@ class PlanOptions(TrainOptions):
     """Kind of device, as H100, A100-80GB or RTX-4090, in place of this machine."""
     memory: str | None = None
     """Memory of a process, as 24GB; that of the hardware or of this machine unless given."""
-    attention: AttentionKind = "torch"
-    """How attention is computed: fused, or by the formula, which keeps all scores."""
     tokens_per_second: float | None = None
     """Known speed, of all processes together."""
     measure: Switch = False
@@ -123,7 +121,6 @@ def make(options: PlanOptions, config: TrainConfig) -> "Plan":
         "n_data_tokens": n_data_tokens,
         "memory_bytes": memory_of(options, config, n_processes),
         "price": options.price,
-        "attention": options.attention,
         "device": device_kind(options, config),
     }
     # First without the speed: options that cannot be are refused before anything is measured.

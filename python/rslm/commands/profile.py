@@ -192,13 +192,14 @@ def attention(options: AttentionOptions) -> None:
     device = _begin(options)
     from dataclasses import replace
 
+    from rslm.attention import implementations_on
     from rslm.profiling import attention as paths
     from rslm.profiling.pictures import draw_attention
 
-    named = options.paths or paths.IMPLEMENTATIONS
-    if unknown := set(named) - set(paths.IMPLEMENTATIONS):
-        known = ", ".join(paths.IMPLEMENTATIONS)
-        raise ValueError(f"paths must be of {known}, got {', '.join(sorted(unknown))}")
+    known = implementations_on(device)
+    named = options.paths or known
+    if unknown := set(named) - set(known):
+        raise ValueError(f"paths must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     cases = [
         paths.AttentionCase(
             implementation=implementation,
@@ -209,7 +210,7 @@ def attention(options: AttentionOptions) -> None:
             precision=precision,
             compiles=mode == "compiled",
         )
-        for implementation in paths.IMPLEMENTATIONS
+        for implementation in known
         if implementation in named
         for precision in options.precisions
         for mode in options.modes

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rslm.attention import Implementation, attention, scaled_dot_product_attention
+from rslm.attention import attention, implementations_on, scaled_dot_product_attention
 from rslm.doctor.check import Check
 from rslm.train_config import TrainConfig
 
@@ -43,8 +43,7 @@ def check_attention(config: TrainConfig, device: torch.device) -> Iterator[Check
 
 def _attention_paths(device: torch.device) -> list[str]:
     """Our implementations, and the kernels that PyTorch's may choose."""
-    ours = [name for name in get_args(Implementation) if name != "auto"]
-    return [*ours, *_KERNELS_OF.get(device.type, [])]
+    return [*implementations_on(device), *_KERNELS_OF.get(device.type, [])]
 
 
 def _try_attention(

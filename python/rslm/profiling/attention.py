@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -30,10 +29,6 @@ from rslm.profiling.timing import (
     summarise,
 )
 from rslm.profiling.workload import compute_dtype
-
-IMPLEMENTATIONS: tuple[Implementation, ...] = tuple(
-    name for name in get_args(Implementation) if name != "auto"
-)
 
 N_SQUARES = {"reference": 8}
 """Float32 tensors of queries x keys that a path holds at a time, rounded up."""

@@ -1,0 +1,1 @@
+"""Kernels of the model: one module per algorithm, each with its gradient."""
