@@ -17,8 +17,6 @@ DeviceKind = Literal["cpu", "gpu"]
 
 _WIDE = 4
 """Bytes of a number in float32: norms, the residual stream by default, the loss."""
-_CPU_HALF_KEYS = 512
-"""Below so many keys `rslm.attention` widens 16-bit inputs on a CPU."""
 
 
 class _Array:
@@ -241,7 +239,8 @@ def _walk_attention(tape: _Tape, x: _Array, layer: int) -> _Array:
 def _walk_fused(tape: _Tape, q: _Array, k: _Array, v: _Array, window: int | None) -> _Array:
     """PyTorch's kernels keep inputs, output and the logarithms of the softmax's sums."""
     of, config = tape.of, tape.of.config
-    is_widened = of.device == "cpu" and of.itemsize == 2 and of.length < _CPU_HALF_KEYS
+    # On a CPU `rslm.attention` computes in float32.
+    is_widened = of.device == "cpu" and of.itemsize == 2
     if is_widened:
         q, k, v = (_Array(x.numel, _WIDE) for x in (q, k, v))
     output = _Array(q.numel, q.itemsize)

@@ -14,14 +14,6 @@ from rslm.kernels.tiled_attention import tiled_attention
 
 Implementation = AttentionImplementation
 
-_CPU_HALF_KEYS = 512
-"""Keys from which PyTorch's CPU kernel is faster in 16 bits than in float32.
-
-Forward and backward on an AVX-512 machine with bfloat16 units, one core, milliseconds in
-16 bits and by way of float32: 22 and 10 for 128 keys (d_head 32), 32 and 28 for 256, 53
-and 54 for 512, 65 and 78 for 1024 (d_head 64).
-"""
-
 _PLAIN_ON_CUDA: dict[tuple[int, int], Implementation] = {(8, 0): "triton"}
 """By compute capability, what "auto" takes where there is no mask but the causal one.
 
@@ -365,7 +357,10 @@ def _torch_attention(
     # heads that share 2, 256 keys, float32, one core; 216 and 194 for 12 that share 4, 512 keys.
     options: Any = {"attn_mask": mask, "is_causal": plain, "scale": scale, "enable_gqa": shares}
     fused = torch.nn.functional.scaled_dot_product_attention
-    if q.device.type == "cpu" and q.dtype.itemsize == 2 and n_keys < _CPU_HALF_KEYS:
+    if q.device.type == "cpu" and q.dtype.itemsize == 2:
+        # In 16 bits PyTorch's CPU kernel is slower, forward and backward, one core, milliseconds
+        # in 16 bits and by way of float32: 1,400 and 288 for 1,024 keys without bfloat16 units;
+        # with them 22 and 10 for 128 keys, 53 and 54 for 512, and only then 65 and 78 for 1,024.
         with torch.autocast("cpu", enabled=False):
             wide = (q.float(), k.float(), v.float())
             return fused(*wide, **options).to(q.dtype)
