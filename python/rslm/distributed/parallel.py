@@ -35,7 +35,7 @@ class Parallel:
             optimizer that it gives; every process must enter.
     """
 
-    forward: Callable[..., Tensor]
+    forward: Callable[..., Any]
     optimizer: Optimizer
     autocast_dtype: torch.dtype | None
     no_sync: Callable[[], AbstractContextManager[Any]]
