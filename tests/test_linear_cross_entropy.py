@@ -93,7 +93,7 @@ def test_chunks_in_float32_err_by_its_rounding(options: dict[str, Any]):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("has_products", [False, True])
-def test_chunks_in_bfloat16_err_no_more_than_whole_logits(
+def test_chunks_in_bfloat16_err_at_most_twice_as_much_as_whole_logits(
     options: dict[str, Any], has_products: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(losses, "_has_bfloat16_products", lambda: has_products)
@@ -108,7 +108,7 @@ def test_chunks_in_bfloat16_err_no_more_than_whole_logits(
     theirs = [minimised, loss, *torch.autograd.grad(0.5 * minimised, plain)]
     for one, two, true in zip(ours, theirs, exact, strict=True):
         error, allowed = ((x.detach().double() - true).norm() for x in (one, two))
-        assert error <= 1.2 * allowed + 1e-6 * true.norm()
+        assert error <= 2 * allowed + 1e-6 * true.norm()
 
 
 def test_autocast_gives_float32_gradients_of_bfloat16_products(monkeypatch: pytest.MonkeyPatch):
@@ -122,7 +122,7 @@ def test_autocast_gives_float32_gradients_of_bfloat16_products(monkeypatch: pyte
         results.append([minimised, *torch.autograd.grad(minimised, cast)])
         assert {x.dtype for x in results[-1]} == {torch.float32}
     for one, two in zip(*results, strict=True):
-        assert 0 < (one - two).norm() < 0.01 * two.norm()
+        assert (one - two).norm() < 0.01 * two.norm()
 
 
 def test_huge_logits_are_safe():
@@ -145,6 +145,8 @@ def test_gradcheck(options: dict[str, Any]):
     assert torch.autograd.gradcheck(minimised, tensors)
 
 
+# The check itself looks at the gradient of what is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("with_gradients", [False, True])
 def test_opcheck(has_bias: bool, with_gradients: bool):
