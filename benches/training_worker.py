@@ -180,7 +180,6 @@ def run_our_step(job: Job, gate: Gate) -> None:
     import torch
 
     from rslm.allocator import keep_freed_memory
-    from rslm.losses import training_loss
     from rslm.model import Transformer  # noqa: F401
     from rslm.optim import AdamW, parameter_groups
 
@@ -188,12 +187,10 @@ def run_our_step(job: Job, gate: Gate) -> None:
     batches = first_batches(job)
     model = new_model(job)
     optimizer = AdamW(parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, betas=(0.9, 0.95))
-    called, loss = (
-        torch.compile(part) if job.compiles else part for part in (model, training_loss)
-    )
+    called = torch.compile(model) if job.compiles else model
     with keep_freed_memory():
         gate()
-        run_steps(job, gate, batches, lambda x, y: loss(called(x), y)[0], optimizer)
+        run_steps(job, gate, batches, lambda x, y: called(x, targets=y)[0], optimizer)
 
 
 def run_transformers(job: Job, gate: Gate) -> None:

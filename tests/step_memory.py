@@ -6,7 +6,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from rslm.architecture import TransformerConfig
-from rslm.losses import training_loss
 from rslm.model import Transformer
 from rslm.optim import optimizer_step
 from rslm.optimizer_setup import build_optimizer
@@ -44,7 +43,7 @@ def measure_step(config: TrainConfig) -> Allocated:
             with record_function("rslm_forward"):
                 inputs, targets = draw_batch(config.model, size)
                 with torch.autocast("cpu", enabled=config.precision == "bfloat16"):
-                    loss, _ = training_loss(model(inputs), targets, z_loss=config.model.z_loss)
+                    loss, _ = model(inputs, targets=targets)
             loss.backward()
         optimizer_step(optimizer, learning_rate=0.0, max_grad_norm=1.0)
 

@@ -43,6 +43,9 @@ SWITCHES: list[dict[str, Any]] = [
     {"vocab_size": 4099},
     {"context_length": 512, "n_layers": 1},
     {"context_length": 33},
+    # Logits in chunks.
+    {"vocab_size": 70_001},
+    {"vocab_size": 70_001, "softcap": 15.0, "z_loss": 1e-4},
 ]
 
 

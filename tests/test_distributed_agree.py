@@ -169,7 +169,7 @@ def poison(*bad: tuple[int, int]) -> None:
 
     The reported loss stays finite, so that nothing but the gradients' norm can tell.
     """
-    take, measure = loop.sample_batch, loop.training_loss
+    take, make = loop.sample_batch, loop.parallelize
     marked: set[bytes] = set()
 
     def sample(*args: Any, **options: Any) -> Any:
@@ -178,12 +178,17 @@ def poison(*bad: tuple[int, int]) -> None:
         marked.update(whole[i, 1:].tobytes() for step, i in bad if step == options["step"])
         return take(*args, **options)
 
-    def training_loss(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> Any:
-        minimised, loss = measure(logits, targets, **options)
-        is_bad = any(row.numpy().tobytes() in marked for row in targets)
-        return minimised * (float("nan") if is_bad else 1.0), loss
+    def parallelize(*args: Any, **options: Any) -> Any:
+        parallel = make(*args, **options)
 
-    loop.sample_batch, loop.training_loss = sample, training_loss
+        def forward(*inputs: Any, targets: torch.Tensor, **options: Any) -> Any:
+            minimised, loss = parallel.forward(*inputs, targets=targets, **options)
+            is_bad = any(row.numpy().tobytes() in marked for row in targets)
+            return minimised * (float("nan") if is_bad else 1.0), loss
+
+        return replace(parallel, forward=forward)
+
+    loop.sample_batch, loop.parallelize = sample, parallelize
 
 
 def train_poisoned(file: Path, bad: list[tuple[int, int]]) -> tuple[str, int] | str:
@@ -215,7 +220,7 @@ def test_infinite_gradients_of_one_process_are_skipped_by_all(
     config = tiny_config(out=tmp_path / kind, parallel=kind, **options)
     assert run_each(train_poisoned, write(config), bad) == [("finished", 20)] * 2
     alone = tiny_config(out=tmp_path / "alone", micro_batch_size=2, **options)
-    for name in ("sample_batch", "training_loss"):
+    for name in ("sample_batch", "parallelize"):
         monkeypatch.setattr(loop, name, getattr(loop, name))
     poison(*bad)
     train(alone)

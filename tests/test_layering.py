@@ -24,7 +24,7 @@ LAYERS = [
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
         *["architecture", "config", "reference", "group_rules", "schedules", "depth_dial"],
-        *["packing_reference", "hardware"],
+        *["packing_reference", "hardware", "head_chunks"],
     ],
     [
         *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
@@ -52,7 +52,7 @@ TORCH_FREE = [
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
-    *["hardware", "activation_memory", "memory_estimate", "plan", "plan_tables"],
+    *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
     *["profiling.cases", "profiling.tables"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rslm.architecture import TransformerConfig, has_final_norm
+from rslm.head_chunks import chunk_tokens
 
 AttentionKind = Literal["torch", "reference"]
 DeviceKind = Literal["cpu", "gpu"]
@@ -48,6 +49,10 @@ class _Pass:
     @property
     def n_tokens(self) -> int:
         return self.n_sequences * self.config.context_length
+
+    @property
+    def head_chunk(self) -> int:
+        return chunk_tokens(self.n_tokens, self.config.resolved_vocab_size, self.device)
 
 
 class _Tape:
@@ -108,7 +113,8 @@ class Activations:
         stream: of one residual stream, kept in place of blocks that are computed again.
         block_workspace: of a block's backward pass at its largest, beyond what was kept.
         loss_workspace: likewise of the loss, which holds several copies of the logits.
-        logits: of the exponentials of the logits, which are kept until the loss is differentiated.
+        logits: of the exponentials of the logits, which are kept until the loss is differentiated;
+            where logits come in chunks, of the gradients that are kept in their place.
     """
 
     blocks: tuple[int, ...]
@@ -173,6 +179,15 @@ def saved_activations(
         blocks.append(tape.n_bytes)
     if has_final_norm(config):
         x = around.norm(x, d_model)
+    if of.head_chunk < n_tokens:
+        return Activations(
+            blocks=tuple(blocks),
+            around=around.n_bytes + _head_gradients(of, x),
+            stream=stream,
+            block_workspace=_block_workspace(of),
+            loss_workspace=_chunk_workspace(of),
+            logits=_head_gradients(of, x),
+        )
     logits = around.linear(x, d_model, vocab_size)
     if config.softcap is not None:
         n_kept = 1 if config.softcap_form == "tanh" else 3
@@ -309,3 +324,26 @@ def _loss_workspace(of: _Pass) -> int:
     if config.softcap is not None and config.softcap_form == "sqrt":
         return 3 * n_logits * _WIDE
     return n_logits * (_WIDE + (of.itemsize if of.itemsize < _WIDE else 0))
+
+
+def _head_gradients(of: _Pass, x: _Array) -> int:
+    """The gradients of the head and of its input, made in the forward pass."""
+    # Matrices that come in half precision have gradients in it, too.
+    itemsize = _WIDE if of.casts_weights else of.itemsize
+    return x.n_bytes + of.config.resolved_vocab_size * of.config.d_model * itemsize
+
+
+def _chunk_workspace(of: _Pass) -> int:
+    """One chunk of logits, in float32 and in the dtype of products, and copies of the matrix.
+
+    On a CPU without bfloat16 products less than this: there it is all float32.
+    """
+    config = of.config
+    n_logits = of.head_chunk * config.resolved_vocab_size
+    n_copies = 1 if config.softcap is None else 2
+    workspace = n_logits * n_copies * _WIDE
+    if of.itemsize < _WIDE:
+        # The matrix, and what is added to its gradient.
+        matrix = config.resolved_vocab_size * config.d_model * of.itemsize
+        workspace += n_logits * of.itemsize + 2 * matrix
+    return workspace

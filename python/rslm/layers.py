@@ -16,6 +16,9 @@ from rslm.architecture import SoftcapForm
 from rslm.parametrisation import glorot_std
 
 Activation = Literal["silu", "gelu", "relu2"]
+Losses = tuple[Float[Tensor, ""], Float[Tensor, ""]]
+HeadLoss = Callable[..., Losses]
+"""`rslm.losses.linear_cross_entropy` with all but input, weight and bias given."""
 
 
 def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -96,8 +99,12 @@ class Linear(Module):
         zeros = Parameter(torch.zeros(d_out, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", zeros)
 
-    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """The product, over all leading dimensions at once."""
+    def forward(
+        self, x: Float[Tensor, "... d_in"], *, loss: HeadLoss | None = None
+    ) -> Float[Tensor, "... d_out"] | Losses:
+        """The product, over all leading dimensions at once; or the losses made of it."""
+        if loss is not None:
+            return loss(x, self.weight, bias=self.bias)
         if self.bias is None:
             return x @ self.weight.T
         return torch.nn.functional.linear(x, self.weight, self.bias)
@@ -120,9 +127,13 @@ class Embedding(Module):
         self.weight = _normal_parameter((vocab_size, d_model), std, generator, device, dtype)
 
     def forward(
-        self, x: Int[Tensor, "..."] | Float[Tensor, "... d_model"], *, as_head: bool = False
-    ) -> Float[Tensor, "... width"]:
-        """The rows that the token ids `x` name; as a tied head, the logits of vectors `x`.
+        self,
+        x: Int[Tensor, "..."] | Float[Tensor, "... d_model"],
+        *,
+        as_head: bool = False,
+        loss: HeadLoss | None = None,
+    ) -> Float[Tensor, "... width"] | Losses:
+        """The rows that the token ids `x` name; as a tied head, logits or losses of vectors `x`.
 
         One method for both uses, so that hooks of the module (which may have to gather
         its weight first) see both.
@@ -130,7 +141,7 @@ class Embedding(Module):
         Source of the tied head: Press & Wolf 2017 (arXiv:1608.05859).
         """
         if as_head:
-            return x @ self.weight.T
+            return x @ self.weight.T if loss is None else loss(x, self.weight)
         # index_select's backward pass (index_add) is five times as fast on a CPU as that
         # of weight[token_ids] (index_put with accumulation).
         rows = self.weight.index_select(0, x.flatten())

@@ -12,6 +12,7 @@ fixes all weights whatever the device), `device` and `dtype`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,17 +24,20 @@ from torch.utils.checkpoint import checkpoint
 from rslm import parametrisation
 from rslm.architecture import QKNorm, TransformerConfig, has_final_norm
 from rslm.attention import Implementation, attention, document_starts
+from rslm.head_chunks import chunk_tokens
 from rslm.kv_cache import KeyValueCache, LayerCache
 from rslm.layers import (
     Embedding,
     FeedForward,
     Linear,
+    Losses,
     RMSNorm,
     RotaryEmbedding,
     SwiGLU,
     silu,
     softcap,
 )
+from rslm.losses import linear_cross_entropy, training_loss
 
 __all__ = [
     "CausalSelfAttention",
@@ -356,14 +360,44 @@ class Transformer(Module):
         documents: Int[Tensor, "... sequence"] | None = None,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
-    ) -> Float[Tensor, "... positions vocab_size"]:
+        targets: Int[Tensor, "... sequence"] | None = None,
+        has_padding: bool = False,
+    ) -> Float[Tensor, "... positions vocab_size"] | Losses:
         """Logits of the token after each position, or after the last one alone.
 
-        Takes and raises what `hidden_states` does. Where the model is sharded, this is the
-        method to call: wrappers gather weights around it.
+        With `targets` it is what training minimises and the cross-entropy, see `losses`. Takes
+        and raises what `hidden_states` does. Where the model is sharded, this is the method to
+        call: wrappers gather weights around it.
         """
         hidden = self.hidden_states(token_ids, token_positions, documents=documents, cache=cache)
+        if targets is not None:
+            return self.losses(hidden, targets, has_padding=has_padding)
         return self.logits(hidden[..., -1:, :] if last_only else hidden)
+
+    def losses(
+        self,
+        hidden: Float[Tensor, "... d_model"],
+        targets: Int[Tensor, "..."],
+        *,
+        has_padding: bool = False,
+    ) -> Losses:
+        """`training_loss` of the logits of `hidden_states`, with the config's z-loss.
+
+        Where the logits are large they are never whole in memory, see `linear_cross_entropy`.
+        """
+        config, n_tokens = self.config, targets.numel()
+        options: Any = {"z_loss": config.z_loss, "has_padding": has_padding}
+        chunk = chunk_tokens(n_tokens, config.resolved_vocab_size, hidden.device.type)
+        if chunk >= n_tokens:
+            return training_loss(self.logits(hidden), targets, **options)
+        options |= {"softcap": config.softcap, "softcap_form": config.softcap_form}
+        loss = partial(linear_cross_entropy, targets=targets, chunk=chunk, **options)
+        # Through the module that has the weight: hooks may have to gather it.
+        if self.lm_head is None:
+            losses: Losses = self.token_embeddings(hidden, as_head=True, loss=loss)
+        else:
+            losses = self.lm_head(hidden, loss=loss)
+        return losses
 
     def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab_size"]:
         """What the head makes of `hidden_states`."""

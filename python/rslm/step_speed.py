@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from rslm.infer.load import choose_device
-from rslm.losses import training_loss
 from rslm.model import Transformer
 from rslm.optim import optimizer_step
 from rslm.optimizer_setup import build_optimizer
@@ -72,7 +71,7 @@ def measure_step(config: TrainConfig, micro_batch_size: int, n_steps: int = 5) -
         for _ in range(2 + n_steps):
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
-                minimised, _ = training_loss(forward(inputs), targets, z_loss=config.model.z_loss)
+                minimised, _ = forward(inputs, targets=targets)
             torch.autograd.backward(minimised)
             _wait(device)
             middle = time.perf_counter()

@@ -39,7 +39,6 @@ from rslm.evaluate.loss import evaluate_loss
 from rslm.files import write_atomically
 from rslm.infer.load import choose_device, end_ids
 from rslm.infer.sampler import generate
-from rslm.losses import training_loss
 from rslm.model import Transformer
 from rslm.nonfinite import SkippedSteps
 from rslm.optim import optimizer_step
@@ -162,8 +161,6 @@ def train(
             autocast_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
             compiles=config.compile,
         )
-        # A graph of its own: wrappers of the model stay outside it.
-        loss_function = torch.compile(training_loss) if config.compile else training_loss
 
         step = state["step"]
         run_display = open_display(config, step, console)
@@ -277,8 +274,6 @@ def train(
                 micro_batch_size,
                 device,
                 parallel.autocast_dtype,
-                z_loss=config.model.z_loss,
-                loss_function=loss_function,
                 no_sync=parallel.no_sync,
                 should_stop=stop.requested,
             )
@@ -461,14 +456,12 @@ def is_fetched(step: int, config: TrainConfig, device: torch.device) -> bool:
 
 
 def accumulate_gradients(
-    model: Callable[..., Tensor],
+    model: Callable[..., tuple[Tensor, Tensor]],
     batch: Batch,
     micro_batch_size: int,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     *,
-    z_loss: float = 0.0,
-    loss_function: Callable[..., tuple[Tensor, Tensor]] = training_loss,
     no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
@@ -488,11 +481,11 @@ def accumulate_gradients(
         is_last = first + micro_batch_size >= len(batch)
         with contextlib.nullcontext() if is_last else no_sync():
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-                minimised, loss = loss_function(
-                    model(part.inputs, **part.options),
-                    part.targets,
-                    z_loss=z_loss,
+                minimised, loss = model(
+                    part.inputs,
+                    targets=part.targets,
                     has_padding=part.has_padding,
+                    **part.options,
                 )
                 minimised = minimised * part.share
             torch.autograd.backward(minimised)

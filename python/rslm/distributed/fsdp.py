@@ -126,11 +126,16 @@ class FSDP(nn.Module):
             unit.free()
             # The gradient of a product reads the matrix, also where an embedding makes it.
             is_product = not unit.is_lookup or kwargs.get("as_head", False)
-            if isinstance(output, Tensor) and output.requires_grad and is_product:
-                output.register_hook(functools.partial(self._before_backward, unit))
+            # Losses of a head bring the matrix's gradient with them, so it is not read again.
+            is_loss = isinstance(output, tuple)
+            first = output[0] if is_loss else output
+            if isinstance(first, Tensor) and first.requires_grad and is_product:
+                hook = functools.partial(self._before_backward, unit, is_read=not is_loss)
+                first.register_hook(hook)
 
-    def _before_backward(self, unit: "_Unit", gradient: Tensor) -> None:
-        unit.wait()
+    def _before_backward(self, unit: "_Unit", gradient: Tensor, *, is_read: bool) -> None:
+        if is_read:
+            unit.wait()
         preceding = self._preceding.get(unit)
         if preceding is not None and not preceding.is_lookup:
             preceding.start()

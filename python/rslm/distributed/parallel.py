@@ -51,7 +51,7 @@ class Parallel:
             that it gives; every process must enter.
     """
 
-    forward: Callable[..., Tensor]
+    forward: Callable[..., Any]
     optimizer: Optimizer
     autocast_dtype: torch.dtype | None
     no_sync: Callable[[], AbstractContextManager[Any]]

@@ -13,7 +13,6 @@ import torch
 
 from rslm.batches import split_windows, to_device
 from rslm.distributed import Processes
-from rslm.losses import token_losses
 from rslm.model import Transformer
 from rslm.packing import positions_in, require_documents, window_documents
 from rslm.token_file import TokenFile
@@ -101,7 +100,8 @@ def evaluate_loss(
                 options["documents"] = to_device(documents, device)
                 if restart_positions:
                     options["token_positions"] = to_device(positions_in(documents), device)
-            sums.append(token_losses(model(inputs, **options), targets).sum())
+            _, loss = model(inputs, targets=targets, **options)
+            sums.append(loss * targets.numel())
             if token_byte_lengths is not None:
                 byte_counts.append(int(token_byte_lengths[windows[:, 1:]].sum(dtype=np.int64)))
     # Fetched once: the device is not made to wait for each batch. In the order of the batches,

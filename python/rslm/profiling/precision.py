@@ -50,7 +50,7 @@ def _dtypes(work: Workload) -> Record:
         "norm": block.ln1,
         "query": block.attn.q_proj,
         "feed_forward": block.ffn,
-        "logits": work.model,
+        "logits": work.model.lm_head,
     }
     for name, module in modules.items():
         module.register_forward_hook(note(name))

@@ -1,0 +1,21 @@
+"""How many tokens the head reads at a time in training. No torch."""
+
+import math
+
+_CPU_LOGITS, _GPU_LOGITS = 2**24, 2**28
+"""Logits of a chunk: 64 MiB and 1 GiB in float32."""
+_LEAST_TOKENS = 256
+"""Below that, products are slower: each chunk reads and writes the head's gradient once."""
+
+
+def chunk_tokens(n_tokens: int, vocab_size: int, device_type: str) -> int:
+    """Tokens of a chunk, about equal parts of `n_tokens`, whose logits fit what a device holds.
+
+    All of them where their logits are small: then there is nothing to save, and a compiler can
+    fuse the loss with what stands around it. A GPU gets larger chunks, which fill it.
+    """
+    limit = _CPU_LOGITS if device_type == "cpu" else _GPU_LOGITS
+    if n_tokens * vocab_size <= limit:
+        return max(1, n_tokens)
+    most = max(_LEAST_TOKENS, limit // vocab_size)
+    return math.ceil(n_tokens / math.ceil(n_tokens / most))
