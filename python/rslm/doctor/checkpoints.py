@@ -27,7 +27,7 @@ def check_checkpoints(config: TrainConfig, *, reads_all: bool) -> Iterator[Check
         advice = f"copy {folder} again, or remove it to begin anew"
         yield Check(name=name, status="fail", found=faults, advice=advice)
         return
-    require_run_state(read_state(newest), newest / STATE)
+    require_run_state(read_state(newest), newest / STATE, config.n_steps)
     if rejected:
         advice = f"copy it again, or rslm train --resume goes on from {newest}"
         yield Check(name=name, status="warn", found=faults, advice=advice)
