@@ -39,11 +39,15 @@ LAYERS = [
     ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display", "plan"],
     ["infer.*", "plan_tables"],
     ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*", "profiling.*"],
-    ["train"],
+    ["train", "gpu_check.*"],
     ["cli", "commands.*", "demo"],
 ]
-# The package's face and `python -m rslm` stand outside the layers, and nothing imports them.
-FACE = {"": ["_rslm", "errors", "token_file", "tokenizer"], "__main__": ["cli", "process"]}
+# The package's face and what `python -m` runs stand outside the layers; nothing imports them.
+FACE = {
+    "": ["_rslm", "errors", "token_file", "tokenizer"],
+    "__main__": ["cli", "process"],
+    "gpu_check.__main__": ["cli", "process"],
+}
 # These load their imports inside the functions that need them, so they may name anything below.
 LAZY = ["cli", "commands.*", "demo"]
 # These run where torch is not installed.

@@ -379,11 +379,10 @@ def _kernel_attention(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of the kernels, which take one dimension before that of the heads."""
+    kernel: Any = tiled_attention
     if implementation == "triton":
         check_implementation(implementation, q.device)
         from rslm.kernels.flash_attention import flash_attention as kernel
-    else:
-        kernel = tiled_attention
     before = q.shape[:-3]
     if start is not None:
         if start.numel() != q.shape[-2]:

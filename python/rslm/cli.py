@@ -67,6 +67,7 @@ COMMANDS = {
     "profile memory": Command("commands.profile", "weigh what a training step holds and saves"),
     "profile attention": Command("commands.profile", "time and weigh the ways of attention"),
     "profile collectives": Command("commands.profile", "all-reduce, and training in processes"),
+    "gpu-check": Command("commands.gpu_check", "check and time the kernels on this GPU"),
     "runs ls": Command("commands.runs", "list the runs in a folder"),
     "runs show": Command("commands.runs", "describe a run"),
     "runs plot": Command("commands.runs", "draw a metric of several runs in one picture"),

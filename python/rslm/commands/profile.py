@@ -347,13 +347,13 @@ def _show(
     else:
         print_tables(tables)
     if options.out is not None:
-        write_tables(options.out, name, tables, _setting(device))
+        write_tables(options.out, name, tables, setting(device))
         draw(options.out / f"{name}.png")
         note(f"wrote {options.out}")
 
 
-def _setting(device: Any) -> dict[str, Any]:
-    """What the numbers depend on."""
+def setting(device: Any) -> dict[str, Any]:
+    """What numbers measured on a device depend on."""
     from rslm.run_folder import describe_environment
 
     environment = describe_environment()

@@ -17,7 +17,8 @@ BAR_INCHES = 0.3
 MIB = 2**20
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
@@ -27,7 +28,8 @@ def _stacked(figure: Figure | SubFigure, heights: Sequence[float]) -> list[SubFi
     return [figure.add_subfigure(places[row, 0]) for row in range(len(heights))]
 
 
-def _plain(axes: Axes, title: str, xlabel: str) -> None:
+def plain_axes(axes: Axes, title: str, xlabel: str) -> None:
+    """Titles axes and gives them a grid."""
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xlabel(xlabel, fontsize=8)
     axes.tick_params(which="both", labelsize=7)
@@ -71,7 +73,7 @@ def draw_steps(records: Sequence[Record], path: Path) -> None:
     """Bars of the phases of each step, and its utilisation; a row of axes for each size."""
     sizes = _groups(records, "size")
     heights = [len(own) + 3 for own in sizes.values()]
-    figure = _figure(10, BAR_INCHES * sum(heights) + 0.5)
+    figure = new_figure(10, BAR_INCHES * sum(heights) + 0.5)
     grid = figure.subplots(
         len(sizes), 2, squeeze=False, gridspec_kw={"height_ratios": heights}, sharex="col"
     )
@@ -82,9 +84,9 @@ def draw_steps(records: Sequence[Record], path: Path) -> None:
             if record["status"] != OUT_OF_MEMORY:
                 mean, std = record["step_seconds_mean"], record["step_seconds_std"]
                 row[0].errorbar(1e3 * mean, y, xerr=1e3 * std, color="#333333", linewidth=1)
-        _plain(row[0], f"{size}: {own[0]['n_parameters']:,} parameters", "ms per step")
+        plain_axes(row[0], f"{size}: {own[0]['n_parameters']:,} parameters", "ms per step")
         _bars(row[1], own, {"": "utilisation"}, 100, lambda _: "")
-        _plain(row[1], "utilisation of the measured matmul peak", "%")
+        plain_axes(row[1], "utilisation of the measured matmul peak", "%")
     _legend(grid[0][0], loc="lower left", bbox_to_anchor=(0, 1.12), ncols=3)
     figure.savefig(path)
 
@@ -101,7 +103,7 @@ def draw_memory(records: Sequence[Record], traces: dict[str, list[Phase]], path:
         group, _, kept = name.partition(", recompute ")
         groups.setdefault(group, {})[f"recompute {kept}" if kept else "keep everything"] = phases
     n_rows = (len(groups) + 1) // 2
-    figure = _figure(10, height + 2.6 * n_rows)
+    figure = new_figure(10, height + 2.6 * n_rows)
     top, bottom = _stacked(figure, [height, 2.6 * max(1, n_rows)])
     axes = top.subplots()
     parts = ("weights", "optimizer", "saved")
@@ -125,7 +127,7 @@ def draw_memory(records: Sequence[Record], traces: dict[str, list[Phase]], path:
         edgecolors="#000000",
         label="with gradients, after backward",
     )
-    _plain(axes, "held between forward and backward pass", "MiB")
+    plain_axes(axes, "held between forward and backward pass", "MiB")
     _legend(axes, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=5)
     grid = bottom.subplots(max(1, n_rows), 2, squeeze=False).flatten()
     for axes, (group, lines) in zip(grid, groups.items(), strict=False):
@@ -138,7 +140,7 @@ def draw_memory(records: Sequence[Record], traces: dict[str, list[Phase]], path:
         axes.set_ylim(bottom=0)
         axes.set_xlim(0, 3)
         axes.set_xticks([])
-        _plain(axes, group, "")
+        plain_axes(axes, group, "")
         axes.set_ylabel("MiB", fontsize=8)
         _legend(axes, loc=(0.7, 0.1))
     for axes in grid[len(groups) :]:
@@ -167,7 +169,7 @@ def _aligned(phases: Sequence[Phase]) -> tuple[list[float], list[float]]:
 def draw_attention(records: Sequence[Record], path: Path) -> None:
     """Milliseconds forward and backward, and MiB saved, over the length; a row per d_head."""
     widths = _groups(records, "d_head")
-    figure = _figure(11, 2.9 * len(widths) + 0.4)
+    figure = new_figure(11, 2.9 * len(widths) + 0.4)
     grid = figure.subplots(len(widths), 3, squeeze=False, sharex=True, sharey="col")
     values: tuple[tuple[str, str, float], ...] = (
         ("forward (ms)", "forward_seconds_median", 1e3),
@@ -199,7 +201,7 @@ def draw_attention(records: Sequence[Record], path: Path) -> None:
             axes.set_yscale("log")
             lengths = sorted({record["sequence_length"] for record in own})
             axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-            _plain(axes, f"{title}, d_head {d_head}", "tokens")
+            plain_axes(axes, f"{title}, d_head {d_head}", "tokens")
     _legend(grid[0][0], loc="upper left")
     figure.savefig(path)
 
@@ -216,7 +218,7 @@ def _paths(records: Sequence[Record]) -> dict[str, list[Record]]:
 def draw_collectives(all_reduce: Sequence[Record], parallel: Sequence[Record], path: Path) -> None:
     """All-reduce by size, and the kinds of training: step, memory and bytes sent."""
     height = BAR_INCHES * (len(parallel) + 4)
-    figure = _figure(11, 3.2 + (2 * height if parallel else 0))
+    figure = new_figure(11, 3.2 + (2 * height if parallel else 0))
     parts = _stacked(figure, [3.2, 2 * height] if parallel else [3.2])
     time, bandwidth = parts[0].subplots(1, 2)
     for number, (n, own) in enumerate(_groups(all_reduce, "n_processes").items()):
@@ -235,7 +237,7 @@ def draw_collectives(all_reduce: Sequence[Record], parallel: Sequence[Record], p
     for axes, title in ((time, "all-reduce (ms)"), (bandwidth, "bus bandwidth (GB/s)")):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _plain(axes, title, "MB of float32")
+        plain_axes(axes, title, "MB of float32")
     _legend(time, loc="upper left")
     if parallel:
         _draw_parallel(parts[1], parallel)
@@ -248,7 +250,7 @@ def _draw_parallel(figure: SubFigure, records: Sequence[Record]) -> None:
     phases = ("forward", "backward", "synchronization", "optimizer")
     named = {name: f"{name}_seconds_mean" for name in phases}
     _bars(axes, records, named, 1e3, _parallel_label)
-    _plain(axes, "", "ms per step, of the slowest process")
+    plain_axes(axes, "", "ms per step, of the slowest process")
     _legend(axes, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
     held, sent = costs.subplots(1, 2, width_ratios=[1.35, 1])
     named = {name: f"{name}_bytes" for name in ("weights", "gradients", "optimizer")}
@@ -263,8 +265,8 @@ def _draw_parallel(figure: SubFigure, records: Sequence[Record]) -> None:
             color="#000000",
             label="formula",
         )
-    _plain(held, "", "MiB that stay with each process")
-    _plain(sent, "", "MiB that each process sends in a step")
+    plain_axes(held, "", "MiB that stay with each process")
+    plain_axes(sent, "", "MiB that each process sends in a step")
     _legend(held, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
     _legend(sent, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
 

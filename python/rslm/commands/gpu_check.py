@@ -1,0 +1,86 @@
+"""`rslm gpu-check`, also `python -m rslm.gpu_check`."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rslm.commands.profile import setting
+from rslm.files import write_atomically
+from rslm.terminal import Switch, note
+
+if TYPE_CHECKING:
+    import torch
+
+EXIT_FAILED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuCheckOptions:
+    """Check and time the attention kernels on this GPU, in one go.
+
+    Results against float64, the same inputs again and again, TFLOP/s beside PyTorch's kernels,
+    FlexAttention and flash-attn (where installed), launch configurations, and training steps.
+    The exit code is 1 where a result is wrong.
+    """
+
+    out: Path
+    """Folder for the report: Markdown, CSV, JSON and a picture."""
+    minutes: float = 8.0
+    """Time that it may take; what does not fit is left out, and named."""
+    device: str = "cuda"
+    """cuda, or cuda:1."""
+    dry_run: Switch = False
+    """Go through all of it on a CPU, with tiny shapes and Triton's interpreter."""
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves no time."""
+        if not 0 < self.minutes <= 1440:
+            raise ValueError(f"minutes must be above 0 and at most 1440, got {self.minutes}")
+
+
+def gpu_check(options: GpuCheckOptions) -> int:
+    """Prints the tables and writes the report; 1 if a result is wrong."""
+    if options.dry_run:
+        # Triton reads it when it is imported, which nothing has done yet.
+        os.environ["TRITON_INTERPRET"] = "1"
+    device = _device(options)
+    from rslm.gpu_check.budget import Budget
+    from rslm.gpu_check.check import DRY, FULL, measure
+    from rslm.gpu_check.pictures import draw_speed
+    from rslm.profiling.tables import print_tables, write_tables
+
+    budget = Budget(60 * options.minutes)
+    scope = DRY if options.dry_run else FULL
+    tables, patch = measure(scope, device, budget, announce=note)
+    about = setting(device) | {"seconds": round(budget.spent)}
+    print_tables([table for table in tables if table.records])
+    for line in patch:
+        print(f"for the launch table: {line}")
+    for what in budget.left_out:
+        note(f"left out, as the time was over: {what}")
+    passed = all(record.get("passed", True) for table in tables for record in table.records)
+    write_tables(options.out, "gpu-check", tables, about)
+    report = {"setting": about, "passed": passed, "patch": patch, "left_out": budget.left_out}
+    report |= {table.name: table.records for table in tables}
+    path = options.out / "gpu-check.json"
+    write_atomically(path, json.dumps(report, indent=1, default=str).encode())
+    rates = next(table.records for table in tables if table.name == "speed")
+    draw_speed(rates, options.out / "speed.png")
+    note(f"wrote {options.out}")
+    return 0 if passed else EXIT_FAILED
+
+
+def _device(options: GpuCheckOptions) -> "torch.device":
+    import torch
+
+    if options.dry_run:
+        return torch.device("cpu")
+    device = torch.device(options.device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise ValueError(
+            f"device must be a CUDA GPU that is there, got {options.device}; "
+            "--dry-run goes through all of it on a CPU"
+        )
+    return device

@@ -1,0 +1,6 @@
+"""Everything about the kernels that only a GPU can show, measured in one go.
+
+`correctness` holds results against float64 and repeats them; `speed` times attention beside its
+peers (`contenders`); `sweep` times launch configurations; `steps` times training. `cases` has the
+problems, `budget` keeps the time, `pictures` draws.
+"""
