@@ -187,6 +187,18 @@ def test_gate_says_what_fails(changes, subject, complaint):
     assert complaint in found
 
 
+def test_what_does_not_compile_fails_and_prints_nothing(monkeypatch, capsys):
+    def compile_kernel(compilation, target):
+        print("a page of PTX")
+        raise RuntimeError("ptxas failed\nin line 7")
+
+    monkeypatch.setattr(gate, "compile_kernel", compile_kernel)
+    verdict = gate.examine(Subject(arch="80", d_head=64, kernel="forward"))
+    assert verdict.failures == ("does not compile: ptxas failed",)
+    assert json.dumps(verdict.record())
+    assert capsys.readouterr().out == ""
+
+
 def test_gate_lets_a_listed_exception_spill(monkeypatch):
     monkeypatch.setitem(gate.EXCEPTIONS, ("80", 64, "forward"), 100)
     assert judge({"spill_bytes": 100}) == []
