@@ -66,7 +66,7 @@ def _flash_attention_backward(
 
 @_flash_attention_backward.register_fake
 def _(_d_out: Tensor, _d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Any:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -160,7 +160,15 @@ def _config(q: Tensor, numbers: Sequence[int] | None) -> FlashConfig:
 
 
 def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return _empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """Room in the layout of x, but with neighbouring columns side by side."""
+    room = torch.empty_like(x)
+    if room.stride(-1) == 1:
+        return room
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def forward(problem: Problem, config: FlashConfig) -> tuple[Tensor, Tensor]:
@@ -183,11 +191,7 @@ def backward(
     config: FlashConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from those of the output and of the log-sums."""
-    gradients = (
-        torch.empty_like(problem.q),
-        torch.empty_like(problem.k),
-        torch.empty_like(problem.v),
-    )
+    gradients = (_empty_like(problem.q), _empty_like(problem.k), _empty_like(problem.v))
     if problem.q.numel() == 0 or problem.k.numel() == 0:
         dq, dk, dv = (x.zero_() for x in gradients)
         return dq, dk, dv

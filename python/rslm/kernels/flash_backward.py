@@ -59,8 +59,8 @@ def weights_of(scores, row, multiplier, cap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def gather_keys(
-    dk, dv, k, v, ends, keys, Q, dOut, q_strides, dout_strides, Row, Delta, batch, head,
-    begin, stop, n_queries, offset, multiplier, cap,
+    dk, dv, k, v, End, keys, Q, dOut, q_strides, dout_strides, Row, Delta, batch, head,
+    begin, stop, n_queries, n_keys, offset, multiplier, cap,
     Br: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     MASK_CAUSAL: tl.constexpr, MASK_END: tl.constexpr, SOFTCAP: tl.constexpr,
     DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
@@ -76,6 +76,9 @@ def gather_keys(
         scores = tl.dot(k, q.T, input_precision=PRECISION)
         row = tl.load(Row + queries)
         p, slope = weights_of(scores, row[None, :], multiplier, cap, SOFTCAP)
+        if MASK_END:
+            # Loaded anew for each tile, the vector takes no registers in other loops.
+            ends = tl.load(End + keys, mask=keys < n_keys, other=-1)
         if MASK_CAUSAL:
             seen = keys[:, None] <= queries[None, :] + offset
             if MASK_END:
@@ -122,10 +125,8 @@ def key_gradients_kernel(
         middle = begin + tl.cdiv(tl.maximum(last - offset, 0) - begin, Br) * Br
     stop = n_queries
     full_end = n_queries
-    ends = keys
     if HAS_START:
         End += batch.to(tl.int64) * end_stride
-        ends = tl.load(End + keys, mask=keys < n_keys, other=-1)
         stop = tl.load(End + last) + 1
         full_end = middle + tl.maximum(tl.load(End + tile) + 1 - middle, 0) // Br * Br
     k = load_tile(K, k_strides, batch, kv_head, tile, n_keys, Bc, D, D_PAD, True, DESCRIPTORS)
@@ -137,19 +138,20 @@ def key_gradients_kernel(
         line = (batch.to(tl.int64) * n_heads + head) * n_padded
         if CAUSAL:
             dk, dv = gather_keys(
-                dk, dv, k, v, ends, keys, Q, dOut, q_strides, dout_strides, Row + line,
-                Delta + line, batch, head, begin, tl.minimum(middle, stop), n_queries, offset,
-                multiplier, cap, Br, D, D_PAD, True, HAS_START, SOFTCAP, DESCRIPTORS, PRECISION,
+                dk, dv, k, v, End, keys, Q, dOut, q_strides, dout_strides, Row + line,
+                Delta + line, batch, head, begin, tl.minimum(middle, stop), n_queries, n_keys,
+                offset, multiplier, cap, Br, D, D_PAD, True, HAS_START, SOFTCAP, DESCRIPTORS,
+                PRECISION,
             )  # fmt: skip
         dk, dv = gather_keys(
-            dk, dv, k, v, ends, keys, Q, dOut, q_strides, dout_strides, Row + line,
-            Delta + line, batch, head, middle, full_end, n_queries, offset,
+            dk, dv, k, v, End, keys, Q, dOut, q_strides, dout_strides, Row + line,
+            Delta + line, batch, head, middle, full_end, n_queries, n_keys, offset,
             multiplier, cap, Br, D, D_PAD, False, False, SOFTCAP, DESCRIPTORS, PRECISION,
         )  # fmt: skip
         if HAS_START:
             dk, dv = gather_keys(
-                dk, dv, k, v, ends, keys, Q, dOut, q_strides, dout_strides, Row + line,
-                Delta + line, batch, head, full_end, stop, n_queries, offset,
+                dk, dv, k, v, End, keys, Q, dOut, q_strides, dout_strides, Row + line,
+                Delta + line, batch, head, full_end, stop, n_queries, n_keys, offset,
                 multiplier, cap, Br, D, D_PAD, False, True, SOFTCAP, DESCRIPTORS, PRECISION,
             )  # fmt: skip
     store_tile(dK, dk_strides, batch, kv_head, tile, n_keys, dk * scale, Bc, D, D_PAD)
@@ -158,8 +160,8 @@ def key_gradients_kernel(
 
 @triton.jit
 def gather_queries(
-    dq, q, d_out, row, delta, starts, rows, K, V, k_strides, v_strides, batch, kv_head,
-    begin, stop, n_keys, offset, multiplier, cap,
+    dq, q, d_out, row, delta, Start, rows, K, V, k_strides, v_strides, batch, kv_head,
+    begin, stop, n_queries, n_keys, offset, multiplier, cap,
     Bc: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     CAUSAL: tl.constexpr, MASK_START: tl.constexpr, MASK_END: tl.constexpr,
     SOFTCAP: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
@@ -179,6 +181,7 @@ def gather_queries(
             else:
                 seen = (keys < n_keys)[None, :]
             if MASK_START:
+                starts = tl.load(Start + rows, mask=rows < n_queries, other=0)
                 seen = seen & (keys[None, :] >= starts[:, None])
             p = tl.where(seen, p, 0.0)
         v = load_tile(
@@ -208,10 +211,8 @@ def query_gradients_kernel(
     head = pid // n_tiles % n_heads
     batch = pid // n_tiles // n_heads
     rows = first + tl.arange(0, Br)
-    starts = rows
     if HAS_START:
         Start += batch.to(tl.int64) * start_stride
-        starts = tl.load(Start + rows, mask=rows < n_queries, other=0)
     begin, middle, full_end, stop = key_bounds(
         Start, first, n_queries, n_keys, offset, Br, Bc, CAUSAL, HAS_START
     )
@@ -226,18 +227,18 @@ def query_gradients_kernel(
     kv_head = head // group
     if HAS_START:
         dq = gather_queries(
-            dq, q, d_out, row, delta, starts, rows, K, V, k_strides, v_strides, batch, kv_head,
-            begin, tl.minimum(middle, stop), n_keys, offset, multiplier, cap,
+            dq, q, d_out, row, delta, Start, rows, K, V, k_strides, v_strides, batch, kv_head,
+            begin, tl.minimum(middle, stop), n_queries, n_keys, offset, multiplier, cap,
             Bc, D, D_PAD, CAUSAL, True, True, SOFTCAP, DESCRIPTORS, PRECISION,
         )  # fmt: skip
     dq = gather_queries(
-        dq, q, d_out, row, delta, starts, rows, K, V, k_strides, v_strides, batch, kv_head,
-        middle, full_end, n_keys, offset, multiplier, cap,
+        dq, q, d_out, row, delta, Start, rows, K, V, k_strides, v_strides, batch, kv_head,
+        middle, full_end, n_queries, n_keys, offset, multiplier, cap,
         Bc, D, D_PAD, CAUSAL, False, False, SOFTCAP, DESCRIPTORS, PRECISION,
     )  # fmt: skip
     dq = gather_queries(
-        dq, q, d_out, row, delta, starts, rows, K, V, k_strides, v_strides, batch, kv_head,
-        full_end, stop, n_keys, offset, multiplier, cap,
+        dq, q, d_out, row, delta, Start, rows, K, V, k_strides, v_strides, batch, kv_head,
+        full_end, stop, n_queries, n_keys, offset, multiplier, cap,
         Bc, D, D_PAD, CAUSAL, False, True, SOFTCAP, DESCRIPTORS, PRECISION,
     )  # fmt: skip
     store_tile(dQ, dq_strides, batch, head, first, n_queries, dq * scale, Br, D, D_PAD)

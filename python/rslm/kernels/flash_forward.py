@@ -44,9 +44,9 @@ def key_bounds(
 
 @triton.jit
 def attend(
-    acc, m, total, q, starts, rows, K, V, k_strides, v_strides, batch, kv_head, begin, stop,
-    n_keys, offset, multiplier, cap, Bc: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    CAUSAL: tl.constexpr, MASK_START: tl.constexpr, MASK_END: tl.constexpr,
+    acc, m, total, q, Start, rows, K, V, k_strides, v_strides, batch, kv_head, begin, stop,
+    n_queries, n_keys, offset, multiplier, cap, Bc: tl.constexpr, D: tl.constexpr,
+    D_PAD: tl.constexpr, CAUSAL: tl.constexpr, MASK_START: tl.constexpr, MASK_END: tl.constexpr,
     SOFTCAP: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Goes on with the running maximum m, sum and weighted values over keys begin..stop."""
@@ -65,6 +65,8 @@ def attend(
             else:
                 seen = (keys < n_keys)[None, :]
             if MASK_START:
+                # Loaded anew for each tile, the vector takes no registers in other loops.
+                starts = tl.load(Start + rows, mask=rows < n_queries, other=0)
                 seen = seen & (keys[None, :] >= starts[:, None])
             x = tl.where(seen, x, -float("inf"))
         m_old = m
@@ -99,10 +101,8 @@ def forward_kernel(
     head = pid // n_tiles % n_heads
     batch = pid // n_tiles // n_heads
     rows = first + tl.arange(0, Br)
-    starts = rows
     if HAS_START:
         Start += batch.to(tl.int64) * start_stride
-        starts = tl.load(Start + rows, mask=rows < n_queries, other=0)
     begin, middle, full_end, stop = key_bounds(
         Start, first, n_queries, n_keys, offset, Br, Bc, CAUSAL, HAS_START
     )
@@ -113,18 +113,18 @@ def forward_kernel(
     kv_head = head // group
     if HAS_START:
         acc, m, total = attend(
-            acc, m, total, q, starts, rows, K, V, k_strides, v_strides, batch, kv_head,
-            begin, tl.minimum(middle, stop), n_keys, offset, multiplier, cap,
+            acc, m, total, q, Start, rows, K, V, k_strides, v_strides, batch, kv_head,
+            begin, tl.minimum(middle, stop), n_queries, n_keys, offset, multiplier, cap,
             Bc, D, D_PAD, CAUSAL, True, True, SOFTCAP, DESCRIPTORS, PRECISION,
         )  # fmt: skip
     acc, m, total = attend(
-        acc, m, total, q, starts, rows, K, V, k_strides, v_strides, batch, kv_head,
-        middle, full_end, n_keys, offset, multiplier, cap,
+        acc, m, total, q, Start, rows, K, V, k_strides, v_strides, batch, kv_head,
+        middle, full_end, n_queries, n_keys, offset, multiplier, cap,
         Bc, D, D_PAD, CAUSAL, False, False, SOFTCAP, DESCRIPTORS, PRECISION,
     )  # fmt: skip
     acc, m, total = attend(
-        acc, m, total, q, starts, rows, K, V, k_strides, v_strides, batch, kv_head,
-        full_end, stop, n_keys, offset, multiplier, cap,
+        acc, m, total, q, Start, rows, K, V, k_strides, v_strides, batch, kv_head,
+        full_end, stop, n_queries, n_keys, offset, multiplier, cap,
         Bc, D, D_PAD, CAUSAL, False, True, SOFTCAP, DESCRIPTORS, PRECISION,
     )  # fmt: skip
     some = total > 0.0
