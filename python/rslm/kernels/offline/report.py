@@ -58,9 +58,8 @@ def _tiles(verdict: Verdict) -> str:
 
 def _print_table(title: str, rows: list[list[str]], console: Console) -> None:
     is_watched = console.is_terminal
+    console.print(title, style="bold", highlight=False)
     table = Table(
-        title=title,
-        title_justify="left",
         box=box.SIMPLE_HEAD if is_watched else None,
         pad_edge=is_watched,
         padding=(0, 1) if is_watched else (0, 2, 0, 0),
