@@ -187,6 +187,18 @@ def test_gate_says_what_fails(changes, subject, complaint):
     assert complaint in found
 
 
+def test_what_does_not_compile_fails_and_prints_nothing(monkeypatch, capsys):
+    def compile_kernel(compilation, target):
+        print("a page of PTX")
+        raise RuntimeError("ptxas failed\nin line 7")
+
+    monkeypatch.setattr(gate, "compile_kernel", compile_kernel)
+    verdict = gate.examine(Subject(arch="80", d_head=64, kernel="forward"))
+    assert verdict.failures == ("does not compile: ptxas failed",)
+    assert json.dumps(verdict.record())
+    assert capsys.readouterr().out == ""
+
+
 def test_gate_lets_a_listed_exception_spill(monkeypatch):
     monkeypatch.setitem(gate.EXCEPTIONS, ("80", 64, "forward"), 100)
     assert judge({"spill_bytes": 100}) == []
@@ -352,8 +364,8 @@ def test_kernels_compile_for_amd():
 
 
 @pytest.mark.slow
-def test_all_kernels_pass_the_gate_on_amd_and_with_every_mask():
-    assert run_gate("--arch", "gfx942")["ok"]
-    for switches in (["--full"], ["--start"], ["--softcap", "20", "--start"]):
-        found = run_gate("--arch", "80", "90", "100", "--kernel", *LOOPS, *switches)
-        assert not {name(v): v["failures"] for v in found["verdicts"] if v["failures"]}
+def test_all_kernels_compile_for_amd():
+    for verdict in run_gate("--arch", "gfx942", "--kernel", *LOOPS)["verdicts"]:
+        assert verdict["binary"]["product"] == "v_mfma"
+        assert verdict["binary"]["loop_spills"] == 0
+        assert verdict["programs"] >= 1

@@ -1,5 +1,7 @@
 """What must hold of every kernel of the launch table on every architecture, and whether it does."""
 
+import contextlib
+import io
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -97,7 +99,9 @@ def examine(subject: Subject) -> Verdict:
     target = find_target(subject.arch)
     compilation = subject.compilation()
     try:
-        binary = compile_kernel(compilation, target)
+        # Where ptxas fails, Triton prints the whole of what it was given.
+        with contextlib.redirect_stdout(io.StringIO()):
+            binary = compile_kernel(compilation, target)
     except Exception as error:  # whatever a compiler pass raises is about this kernel
         lines = str(error).splitlines() or [type(error).__name__]
         return Verdict(subject=subject, failures=(f"does not compile: {lines[0]}",))

@@ -14,6 +14,8 @@ HEADER = (
     *("kernel", "d_head", "tiles", "warps", "stages", "registers", "spilled", "in loop", "shared"),
     *("per SM", "occupied", "products", "TMA", "loop", "EX2/score", "of peak", "bound", "gate"),
 )
+LOOPS = ("forward", "key_gradients", "query_gradients")
+"""Kernels whose speed can be estimated."""
 LEGEND = (
     "spilled: bytes stored; in loop: loads and stores of local memory in a turn of the hot loop; "
     "loop: its instructions; of peak: without any overlap - upper bound."
@@ -56,9 +58,8 @@ def _tiles(verdict: Verdict) -> str:
 
 def _print_table(title: str, rows: list[list[str]], console: Console) -> None:
     is_watched = console.is_terminal
+    console.print(title, style="bold", highlight=False)
     table = Table(
-        title=title,
-        title_justify="left",
         box=box.SIMPLE_HEAD if is_watched else None,
         pad_edge=is_watched,
         padding=(0, 1) if is_watched else (0, 2, 0, 0),
@@ -107,7 +108,7 @@ def estimates(verdicts: Sequence[Verdict], target: Target) -> list[str]:
     lines = []
     for d_head in dict.fromkeys(verdict.subject.d_head for verdict in verdicts):
         own = [v for v in verdicts if v.subject.d_head == d_head and v.roofline]
-        if sorted(v.subject.kernel for v in own) != ["forward", "key_gradients", "query_gradients"]:
+        if sorted(v.subject.kernel for v in own) != sorted(LOOPS):
             continue
         speeds = [
             f"{part} {_speed(own, part, target.peak_flops)}" for part in ("forward", "backward")

@@ -41,8 +41,8 @@ _KEY_GRADIENTS = {
 def candidates(arch: str, d_head: int) -> dict[str, list[LaunchConfig]]:
     """Configurations of each kernel with a loop that a sweep should try, by the kernel's name.
 
-    Half as many again do not compile well; `approved` takes them out. Names are those of the
-    fields of `FlashConfig`. For numbers of two bytes.
+    Names are those of the fields of `FlashConfig`. For numbers of two bytes. Some spill or do not
+    fit, others on each architecture; `approved` takes them out.
     """
     width = min(max(64, padded_width(d_head)), 256)
     use_descriptors = arch.isdigit() and int(arch) >= 90
