@@ -121,7 +121,12 @@ def test_dry_run_goes_through_every_section(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "cpu"], "device must be a CUDA GPU that is there, got cpu"),
+        (["--device", "cpu"], "device must be cuda or cuda:N, got cpu"),
+        pytest.param(
+            ["--device", "cuda"],
+            "device must be a CUDA GPU that is there, got cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         (["--minutes", "0", "--dry-run"], "minutes must be above 0"),
     ],
 )

@@ -4,14 +4,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rslm.commands.profile import setting
 from rslm.files import write_atomically
 from rslm.terminal import Switch, note
-
-if TYPE_CHECKING:
-    import torch
 
 EXIT_FAILED = 1
 
@@ -36,6 +32,8 @@ class GpuCheckOptions:
 
     def __post_init__(self) -> None:
         """Refuse what leaves no time."""
+        if not self.device.startswith("cuda"):
+            raise ValueError(f"device must be cuda or cuda:N, got {self.device}")
         if not 0 < self.minutes <= 1440:
             raise ValueError(f"minutes must be above 0 and at most 1440, got {self.minutes}")
 
@@ -45,12 +43,12 @@ def gpu_check(options: GpuCheckOptions) -> int:
     if options.dry_run:
         # Triton reads it when it is imported, which nothing has done yet.
         os.environ["TRITON_INTERPRET"] = "1"
-    device = _device(options)
     from rslm.gpu_check.budget import Budget
-    from rslm.gpu_check.check import DRY, FULL, measure
+    from rslm.gpu_check.check import DRY, FULL, choose_device, measure
     from rslm.gpu_check.pictures import draw_speed
     from rslm.profiling.tables import print_tables, write_tables
 
+    device = choose_device("cpu" if options.dry_run else options.device)
     budget = Budget(60 * options.minutes)
     scope = DRY if options.dry_run else FULL
     tables, patch = measure(scope, device, budget, announce=note)
@@ -70,17 +68,3 @@ def gpu_check(options: GpuCheckOptions) -> int:
     draw_speed(rates, options.out / "speed.png")
     note(f"wrote {options.out}")
     return 0 if passed else EXIT_FAILED
-
-
-def _device(options: GpuCheckOptions) -> "torch.device":
-    import torch
-
-    if options.dry_run:
-        return torch.device("cpu")
-    device = torch.device(options.device)
-    if device.type != "cuda" or not torch.cuda.is_available():
-        raise ValueError(
-            f"device must be a CUDA GPU that is there, got {options.device}; "
-            "--dry-run goes through all of it on a CPU"
-        )
-    return device

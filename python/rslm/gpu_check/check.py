@@ -115,6 +115,21 @@ def measure(
     return tables, sweep.table_patch(swept)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "cpu" for a dry run.
+
+    Raises:
+        ValueError: it is another one than CUDA's, or there is none.
+    """
+    device = torch.device(name)
+    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available()):
+        return device
+    raise ValueError(
+        f"device must be a CUDA GPU that is there, got {name}; "
+        "--dry-run goes through all of it on a CPU"
+    )
+
+
 def peak_flops(device: torch.device) -> float | None:
     """Dense bfloat16 FLOP/s of a GPU by its data sheet; None where it is not known."""
     if device.type != "cuda":
