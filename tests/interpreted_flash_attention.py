@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton_interpreter import exact_bfloat16, fill_around, formula, guarded, visible
 
+from rslm.architecture import TransformerConfig
 from rslm.kernels.flash_attention import (
     FlashAttentionTriton,
     _last_queries,
@@ -23,6 +24,7 @@ from rslm.kernels.flash_attention import (
 )
 from rslm.kernels.flash_launch import Problem, backward_launches, forward_launch
 from rslm.kernels.launch_configs import FlashConfig, LaunchConfig
+from rslm.model import Transformer
 
 __all__ = ["exact_bfloat16"]
 
@@ -354,3 +356,27 @@ def test_changed_config_is_what_runs():
     assert launch.n_programs == 3 * 2
     odd = problem._replace(k=torch.empty(1, 2, 96, 33)[..., :32])
     assert not forward_launch(odd, out, lse, part).arguments["DESCRIPTORS"]
+
+
+def test_model_trains_as_with_other_implementations():
+    sizes = TransformerConfig(
+        vocab_size=61, context_length=24, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1
+    )
+    text = torch.randint(61, (2, 25), generator=torch.Generator().manual_seed(1))
+    losses: dict[str, list[float]] = {}
+    for implementation in ("torch", "tiled", "triton"):
+        weights = torch.Generator().manual_seed(0)
+        model = Transformer(sizes, implementation=implementation, generator=weights)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        losses[implementation] = []
+        for _ in range(30):
+            minimised, loss = model(text[:, :-1], targets=text[:, 1:])
+            optimizer.zero_grad()
+            minimised.backward()
+            optimizer.step()
+            losses[implementation].append(loss.item())
+    assert losses["torch"][-1] < losses["torch"][0] - 1
+    for implementation in ("tiled", "triton"):
+        torch.testing.assert_close(
+            losses[implementation], losses["torch"], rtol=0, atol=1e-4, msg=implementation
+        )

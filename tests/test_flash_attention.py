@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_config_survives_as_numbers():
 def test_unknown_architecture_takes_the_row_of_the_one_before():
     for arch, known in (("86", "80"), ("103", "100"), ("gfx950", "gfx942"), ("75", "80")):
         assert flash_config(arch, 64, torch.float16) == flash_config(known, 64, torch.float16)
+
+
+def test_first_keys_take_the_forward_kernel_that_does_not_spill_with_them():
+    plain, own = (flash_config("80", 96, torch.bfloat16, has_start=has) for has in (False, True))
+    assert own == replace(plain, forward=LaunchConfig(128, 32, 8, 3))
+    plain, own = (flash_config("90", 96, torch.bfloat16, has_start=has) for has in (False, True))
+    assert own == plain
 
 
 @pytest.mark.parametrize(("width", "padded"), [(1, 16), (16, 16), (48, 64), (96, 128), (256, 256)])

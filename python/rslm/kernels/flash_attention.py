@@ -37,7 +37,7 @@ def _flash_attention(
     config: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
     problem = Problem(q, k, v, start, causal, k.shape[2] - q.shape[2], scale, softcap)
-    return forward(problem, _config(q, config))
+    return forward(problem, _config(q, config, start))
 
 
 @_flash_attention.register_fake
@@ -61,7 +61,7 @@ def _flash_attention_backward(
     config: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = Problem(q, k, v, start, causal, k.shape[2] - q.shape[2], scale, softcap)
-    return backward(problem, out, lse, d_out, d_lse, _config(q, config))
+    return backward(problem, out, lse, d_out, d_lse, _config(q, config, start))
 
 
 @_flash_attention_backward.register_fake
@@ -153,10 +153,11 @@ def _check(
         )
 
 
-def _config(q: Tensor, numbers: Sequence[int] | None) -> FlashConfig:
+def _config(q: Tensor, numbers: Sequence[int] | None, start: Tensor | None = None) -> FlashConfig:
     if numbers is not None:
         return FlashConfig.from_numbers(numbers)
-    return flash_config(architecture(q.device), q.shape[3], q.dtype)
+    has_start = start is not None
+    return flash_config(architecture(q.device), q.shape[3], q.dtype, has_start=has_start)
 
 
 def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ a configuration spills registers in our kernels, the nearest one that does not s
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -63,7 +63,7 @@ def _table(
 # (tile_queries, tile_keys, n_warps, n_stages), by architecture and padded head width.
 _HALF: dict[str, dict[int, FlashConfig]] = {
     "80": {
-        64: _table((128, 64, 4, 2), (32, 128, 4, 3), (64, 64, 4, 3)),
+        64: _table((128, 64, 4, 2), (64, 128, 8, 2), (64, 64, 4, 3)),
         128: _table((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2)),
         256: _table((64, 32, 4, 2), (32, 32, 8, 2), (32, 32, 4, 2)),
     },
@@ -77,12 +77,31 @@ _HALF: dict[str, dict[int, FlashConfig]] = {
         128: _table((128, 128, 8, 2), (64, 128, 8, 2), (128, 64, 8, 2), use_descriptors=True),
         256: _table((64, 32, 4, 2), (32, 64, 8, 2), (64, 32, 8, 2), use_descriptors=True),
     },
+    # Of consumers' cards: 99 KiB of shared memory for a program, and no wgmma or tcgen05. Read
+    # through descriptors the gradients' kernels spill 20 to 355 times in a turn of their loops.
+    "120": {
+        64: FlashConfig(
+            LaunchConfig(128, 64, 4, 2, True),
+            LaunchConfig(64, 128, 8, 2),
+            LaunchConfig(64, 64, 4, 2),
+        ),
+        128: FlashConfig(
+            LaunchConfig(128, 64, 8, 2, True),
+            LaunchConfig(64, 64, 8, 2),
+            LaunchConfig(64, 64, 4, 2),
+        ),
+        256: _table((64, 32, 4, 2), (32, 32, 8, 2), (32, 32, 4, 2)),
+    },
+    # Products are of 32 rows: what has fewer for each warp is computed twice.
     "gfx942": {
-        64: _table((64, 64, 4, 2), (32, 64, 4, 1), (64, 32, 4, 1)),
-        128: _table((64, 64, 8, 2), (32, 64, 8, 1), (64, 32, 8, 1)),
+        64: _table((128, 64, 4, 2), (32, 128, 4, 1), (128, 32, 4, 1)),
+        128: _table((128, 32, 4, 1), (32, 128, 4, 1), (128, 16, 4, 1)),
         256: _table((64, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
     },
 }
+# In place of a row's forward kernel where queries have a first key: with it, that one spills in
+# its loop (10 loads and stores in a turn), and so does every neighbour of as much work a tile.
+_FORWARD_WITH_START = {("80", 128): LaunchConfig(128, 32, 8, 3)}
 # Float32 without TF32 runs on the plain cores: small tiles, and nothing to overlap with.
 _SINGLE = {
     64: _table((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
@@ -109,10 +128,18 @@ def padded_width(d_head: int) -> int:
     return max(16, 1 << (d_head - 1).bit_length())
 
 
-def flash_config(arch: str, d_head: int, dtype: torch.dtype) -> FlashConfig:
+def flash_config(
+    arch: str, d_head: int, dtype: torch.dtype, *, has_start: bool = False
+) -> FlashConfig:
     """The configuration for heads of this width.
 
     An architecture without a row takes that of the newest one before it.
+
+    Args:
+        arch: see `architecture`.
+        d_head: width of a head.
+        dtype: of the tensors.
+        has_start: queries have a first key that they see.
     """
     if arch == "cpu":
         return _INTERPRETED
@@ -122,4 +149,8 @@ def flash_config(arch: str, d_head: int, dtype: torch.dtype) -> FlashConfig:
     if arch.startswith("gfx"):
         return _HALF["gfx942"][width]
     known = [name for name in _HALF if name.isdigit() and int(name) <= int(arch)]
-    return _HALF[max(known, key=int, default="80")][width]
+    row = max(known, key=int, default="80")
+    config = _HALF[row][width]
+    if has_start and (row, width) in _FORWARD_WITH_START:
+        return replace(config, forward=_FORWARD_WITH_START[row, width])
+    return config

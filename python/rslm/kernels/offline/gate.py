@@ -47,7 +47,7 @@ class Subject:
     def compilation(self) -> Compilation:
         """What Triton is given."""
         dtype: torch.dtype = getattr(torch, self.dtype)
-        config: FlashConfig = flash_config(self.arch, self.d_head, dtype)
+        config: FlashConfig = flash_config(self.arch, self.d_head, dtype, has_start=self.has_start)
         if self.config is not None:
             config = replace(config, **{self.kernel: self.config})
         found = compilations(
@@ -149,7 +149,7 @@ def failures(verdict: Verdict, binary: Binary, target: Target) -> list[str]:
         found.append("no loop with products")
     if has_loop and is_half and binary.product != target.product:
         found.append(f"multiplies by {binary.product}, not by {target.product}")
-    if has_loop and is_half and target.has_tma and not binary.uses_tma:
+    if has_loop and is_half and target.needs_tma and not binary.uses_tma:
         found.append("copies no tile by TMA")
     if has_loop and subject.softcap is None and verdict.exp2_per_score > _MAX_EXP2:
         found.append(f"{verdict.exp2_per_score:.2f} exponentials per score")

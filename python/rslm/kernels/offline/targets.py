@@ -20,7 +20,7 @@ class Target:
     Attributes:
         arch: as `launch_configs.architecture` names it.
         product: of matrices, the instruction that is the fast one.
-        has_tma: whether tiles can be copied by the tensor memory accelerator.
+        needs_tma: whether products are only kept busy by the tensor memory accelerator.
         program_shared_bytes: of shared memory that a program may have.
         shared_bytes: of shared memory that a multiprocessor has.
         n_warps: that are at home on a multiprocessor at most.
@@ -30,7 +30,7 @@ class Target:
 
     arch: str
     product: str
-    has_tma: bool
+    needs_tma: bool
     program_shared_bytes: int
     shared_bytes: int
     n_warps: int
@@ -61,7 +61,7 @@ def _target(
     return Target(
         arch=arch,
         product=product,
-        has_tma=arch.isdigit() and int(arch) >= 90,
+        needs_tma=product in ("wgmma", "tcgen05"),
         program_shared_bytes=kilobytes[0] * 1024,
         shared_bytes=kilobytes[1] * 1024,
         n_warps=n_warps,
