@@ -158,3 +158,12 @@ def test_patch_gives_rows_that_the_table_lacks() -> None:
     assert line == f"64: _table({rows}, use_descriptors=True),"
     assert table_patch([table | {"is_best": True}, *rest]) == []
     assert table_patch([better, rest[0]]) == []
+
+
+def test_folder_that_cannot_be_is_refused_before_anything_is_measured(tmp_path) -> None:
+    (tmp_path / "file").write_text("kept")
+    command = [sys.executable, "-m", "rslm.gpu_check", "--dry-run", "--out", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'file'}: File exists\n"
+    assert (tmp_path / "file").read_text() == "kept"

@@ -49,6 +49,8 @@ def gpu_check(options: GpuCheckOptions) -> int:
     from rslm.profiling.tables import print_tables, write_tables
 
     device = choose_device("cpu" if options.dry_run else options.device)
+    # Before minutes of measuring, not after them.
+    options.out.mkdir(parents=True, exist_ok=True)
     budget = Budget(60 * options.minutes)
     scope = DRY if options.dry_run else FULL
     tables, patch = measure(scope, device, budget, announce=note)
