@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -205,6 +206,15 @@ TAMPERED: dict[str, tuple[Callable[..., None], str]] = {
     "fewer groups": (lambda r, t: r["groups"].pop(), "same parameters in the same order"),
     "group value": (lambda r, t: r["groups"][0].update(lr="x"), "lr = 'x' does not fit"),
     "group length": (lambda r, t: r["groups"][0].update(betas=[1]), r"betas = \[1\] does not fit"),
+    "group range": (
+        lambda r, t: r["groups"][0].update(betas=[1, 1]),
+        r"betas must lie in \[0, 1\)",
+    ),
+    "group item": (lambda r, t: r["groups"][0].update(betas=["x", 0]), "not supported between"),
+    "group NaN": (
+        lambda r, t: r["groups"][0].update(eps=math.nan),
+        "eps must be at least 0, got nan",
+    ),
     "group key": (lambda r, t: r["groups"][0].update(odd=1), "odd = 1 does not fit"),
 }
 

@@ -208,11 +208,19 @@ def unpack_optimizer(
     state_dict["state"] = _restore_state(numbers, shapes, tensors, record.get("scalars"), source)
     if hasattr(optimizer, "new_state"):
         for group, numbered in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+            _require_options(optimizer, numbered, source)
             for parameter, number in zip(group["params"], numbered["params"], strict=True):
                 wanted = optimizer.new_state(parameter.detach().to("meta"), numbered)
                 place = f"{source}: state {inside[number]}"
                 _require_state(state_dict["state"].get(number, {}), wanted, place)
     return state_dict
+
+
+def _require_options(optimizer: Any, group: Record, source: str) -> None:
+    try:
+        optimizer.check_options(group)
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{source}: {error}") from None
 
 
 def _require_state(state: Record, wanted: Mapping[str, Tensor], place: str) -> None:

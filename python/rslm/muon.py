@@ -160,7 +160,15 @@ class Muon(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, once its options and shapes are known to be possible."""
         super().add_param_group(param_group)
-        _check_group(self.param_groups[-1])
+        self.check_options(self.param_groups[-1])
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.ndim != 2:
+                shape = tuple(parameter.shape)
+                raise ValueError(f"Muon takes matrices only, got the shape {shape}")
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        """Refuses the options of a group that lie outside their ranges, by a ValueError."""
+        check_muon_options(group)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -199,7 +207,8 @@ def _neuron_dimension(matrix: Tensor) -> int:
     return 1 if matrix.shape[0] >= matrix.shape[1] else 0
 
 
-def _check_group(group: dict[str, Any]) -> None:
+def check_muon_options(group: dict[str, Any]) -> None:
+    """Refuses options of `Muon` outside their ranges, by a ValueError."""
     for name in ("lr", "weight_decay"):
         if not group[name] >= 0:
             raise ValueError(f"{name} must be at least 0, got {group[name]}")
@@ -215,9 +224,6 @@ def _check_group(group: dict[str, Any]) -> None:
     for name, known in choices.items():
         if group[name] not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {group[name]!r}")
-    for parameter in group["params"]:
-        if parameter.ndim != 2:
-            raise ValueError(f"Muon takes matrices only, got the shape {tuple(parameter.shape)}")
 
 
 @torch.no_grad()

@@ -61,11 +61,6 @@ class AdamW(torch.optim.Optimizer):
         *,
         implementation: AdamWImplementation = "fused",
     ) -> None:
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must lie in [0, 1), got {betas}")
         if implementation not in ("fused", "reference"):
             raise ValueError(
                 f'implementation must be "fused" or "reference", got {implementation!r}'
@@ -74,6 +69,15 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, once its options are known to be possible."""
+        super().add_param_group(param_group)
+        self.check_options(self.param_groups[-1])
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        """Refuses the options of a group that lie outside their ranges, by a ValueError."""
+        check_adamw_options(group)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -95,6 +99,15 @@ class AdamW(torch.optim.Optimizer):
     def new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """The state of a parameter before its first step."""
         return new_adamw_state(parameter)
+
+
+def check_adamw_options(group: dict[str, Any]) -> None:
+    """Refuses options of `AdamW` outside their ranges, by a ValueError."""
+    for name in ("lr", "eps", "weight_decay"):
+        if not group[name] >= 0:
+            raise ValueError(f"{name} must be at least 0, got {group[name]}")
+    if not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
 
 
 def new_adamw_state(parameter: Tensor) -> dict[str, Tensor]:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from rslm.architecture import TransformerConfig
 from rslm.group_rules import GroupRule, parse_group_rule
 from rslm.matmul_peak import has_bfloat16_units
-from rslm.muon import Muon, new_muon_state, update_muon_group
+from rslm.muon import Muon, check_muon_options, new_muon_state, update_muon_group
 from rslm.optim import (
     EMBEDDING,
     AdamW,
     AdamWImplementation,
+    check_adamw_options,
     new_adamw_state,
     parameter_groups,
     parameter_groups_by_rule,
@@ -62,6 +63,11 @@ class MuonAdamW(torch.optim.Optimizer):
         scale = param_group.get("learning_rate_scale", 1.0)
         group = completed | {"algorithm": algorithm, "learning_rate_scale": scale}
         super().add_param_group(group)
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        """Refuses the options of a group that lie outside their ranges, by a ValueError."""
+        check = check_muon_options if group["algorithm"] == "muon" else check_adamw_options
+        check(group)
 
     @overload
     def step(self, closure: None = None) -> None: ...
