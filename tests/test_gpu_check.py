@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from rslm.attention import attention
+from rslm.commands.gpu_check import GpuCheckOptions, gpu_check
 from rslm.gpu_check import correctness, speed
 from rslm.gpu_check.budget import Budget
 from rslm.gpu_check.cases import Case, speed_cases
@@ -118,13 +120,30 @@ def test_dry_run_goes_through_every_section(tmp_path) -> None:
     assert (tmp_path / "speed.png").exists()
 
 
+def test_interrupt_keeps_the_sections_that_are_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(correctness, "attention", stand_in())
+    monkeypatch.setattr(speed, "time_speed", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check(GpuCheckOptions(out=tmp_path, dry_run=True))
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert report["correctness"]
+    assert report["races"]
+    assert "speed" not in report
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--device", "cpu"], "device must be cuda or cuda:N, got cpu"),
         pytest.param(
             ["--device", "cuda"],
-            "device must be a CUDA GPU that is there, got cuda",
+            "device must be one of this machine, got 'cuda'",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
         (["--minutes", "0", "--dry-run"], "minutes must be above 0"),

@@ -1,12 +1,10 @@
 """`rslm gpu-check`, also `python -m rslm.gpu_check`."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from rslm.commands.profile import setting
-from rslm.files import write_atomically
 from rslm.terminal import Switch, note
 
 EXIT_FAILED = 1
@@ -44,29 +42,25 @@ def gpu_check(options: GpuCheckOptions) -> int:
         # Triton reads it when it is imported, which nothing has done yet.
         os.environ["TRITON_INTERPRET"] = "1"
     from rslm.gpu_check.budget import Budget
-    from rslm.gpu_check.check import DRY, FULL, choose_device, measure
-    from rslm.gpu_check.pictures import draw_speed
-    from rslm.profiling.tables import print_tables, write_tables
+    from rslm.gpu_check.check import DRY, FULL, measure
+    from rslm.gpu_check.report import Report
+    from rslm.infer.load import choose_device
+    from rslm.profiling.tables import print_tables
 
     device = choose_device("cpu" if options.dry_run else options.device)
     # Before minutes of measuring, not after them.
     options.out.mkdir(parents=True, exist_ok=True)
     budget = Budget(60 * options.minutes)
     scope = DRY if options.dry_run else FULL
-    tables, patch = measure(scope, device, budget, announce=note)
-    about = setting(device) | {"seconds": round(budget.spent)}
-    print_tables([table for table in tables if table.records])
-    for line in patch:
+    report = Report(out=options.out, setting=setting(device), budget=budget)
+    for table in measure(scope, device, budget, announce=note):
+        # An interrupt keeps the sections that are over.
+        report.tables.append(table)
+        report.write()
+    print_tables([table for table in report.tables if table.records])
+    for line in report.patch:
         print(f"for the launch table: {line}")
     for what in budget.left_out:
         note(f"left out, as the time was over: {what}")
-    passed = all(record.get("passed", True) for table in tables for record in table.records)
-    write_tables(options.out, "gpu-check", tables, about)
-    report = {"setting": about, "passed": passed, "patch": patch, "left_out": budget.left_out}
-    report |= {table.name: table.records for table in tables}
-    path = options.out / "gpu-check.json"
-    write_atomically(path, json.dumps(report, indent=1, default=str).encode())
-    rates = next(table.records for table in tables if table.name == "speed")
-    draw_speed(rates, options.out / "speed.png")
     note(f"wrote {options.out}")
-    return 0 if passed else EXIT_FAILED
+    return 0 if report.passed else EXIT_FAILED

@@ -2,5 +2,5 @@
 
 `correctness` holds results against float64 and repeats them; `speed` times attention beside its
 peers (`contenders`); `sweep` times launch configurations; `steps` times training. `cases` has the
-problems, `budget` keeps the time, `pictures` draws.
+problems, `budget` keeps the time, `report` writes what is over, `pictures` draws.
 """

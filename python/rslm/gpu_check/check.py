@@ -1,5 +1,6 @@
 """All sections of the check in turn, within its time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,8 +72,8 @@ DRY = Scope(
 
 def measure(
     scope: Scope, device: torch.device, budget: Budget, *, announce: Announce = quiet
-) -> tuple[list[Table], list[str]]:
-    """The tables of all sections, and the rows that the launch table should have instead."""
+) -> Iterator[Table]:
+    """The tables of all sections, each as soon as its section ends."""
     errors = correctness.check_correctness(
         scope.checked,
         scope.dtypes,
@@ -81,6 +82,7 @@ def measure(
         share=SHARES["correctness"],
         announce=announce,
     )
+    yield correctness.correctness_table(errors)
     races = correctness.hunt_races(
         [replace(case, dtype=scope.dtypes[0]) for case in scope.checked],
         device,
@@ -89,6 +91,7 @@ def measure(
         n_repetitions=scope.n_repetitions,
         announce=announce,
     )
+    yield correctness.races_table(races)
     rates = speed.time_speed(
         scope.timed,
         device,
@@ -97,7 +100,9 @@ def measure(
         peak_flops=peak_flops(device),
         announce=announce,
     )
+    yield speed.speed_table(rates)
     swept = sweep.sweep(scope.swept, device, budget, share=SHARES["sweep"], announce=announce)
+    yield sweep.sweep_table(swept)
     trained = steps.compare_steps(
         scope.step,
         device,
@@ -106,28 +111,7 @@ def measure(
         n_timed=scope.n_timed_steps,
         announce=announce,
     )
-    tables = [
-        *correctness.correctness_tables(errors, races),
-        speed.speed_table(rates),
-        sweep.sweep_table(swept),
-        steps.steps_table(trained),
-    ]
-    return tables, sweep.table_patch(swept)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this name; "cpu" for a dry run.
-
-    Raises:
-        ValueError: it is another one than CUDA's, or there is none.
-    """
-    device = torch.device(name)
-    if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available()):
-        return device
-    raise ValueError(
-        f"device must be a CUDA GPU that is there, got {name}; "
-        "--dry-run goes through all of it on a CPU"
-    )
+    yield steps.steps_table(trained)
 
 
 def peak_flops(device: torch.device) -> float | None:

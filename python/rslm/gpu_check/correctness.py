@@ -121,29 +121,34 @@ def _disturb(device: torch.device, turn: int) -> None:
         torch.mm(noise, noise)
 
 
-def correctness_tables(records: list[Record], races: list[Record]) -> list[Table]:
-    """The tables of `check_correctness` and `hunt_races`."""
-    verdict = column("verdict", "passed", lambda passed: "passed" if passed else "FAILED")
-    errors = Table(
+_VERDICT = column("verdict", "passed", lambda passed: "passed" if passed else "FAILED")
+
+
+def correctness_table(records: list[Record]) -> Table:
+    """The table of `check_correctness`."""
+    return Table(
         name="correctness",
         title="Largest errors against float64; share of what is allowed (2x, 3x the formula's)",
         columns=(
             column("case", "case"),
             *(column(name, f"{name} error", lambda error: f"{error:.1e}") for name in ALLOWED),
             column("worst share", "worst", lambda share: f"{share:.2f}"),
-            verdict,
+            _VERDICT,
         ),
         records=records,
     )
-    repeated = Table(
+
+
+def races_table(records: list[Record]) -> Table:
+    """The table of `hunt_races`."""
+    return Table(
         name="races",
         title="The same inputs again and again: results that differ in a bit",
         columns=(
             column("case", "case"),
             column("repetitions", "n_repetitions"),
             column("different", "n_different"),
-            verdict,
+            _VERDICT,
         ),
-        records=races,
+        records=records,
     )
-    return [errors, repeated]
