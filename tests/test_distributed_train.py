@@ -25,6 +25,7 @@ from processes import (
 )
 from torch import nn
 
+from rslm import model
 from rslm import train as loop
 from rslm.config import read_config
 from rslm.distributed import Processes, parallel, parallelize
@@ -66,6 +67,31 @@ def wrap_strictly(processes: Processes) -> bool:
     model = nn.Linear(2, 2)
     wrapped = parallelize("torch-ddp", model, torch.optim.SGD(model.parameters()), processes)
     return bool(wrapped.forward.broadcast_buffers)
+
+
+def train_in_chunks(config: Path) -> tuple[str, int]:
+    """`train_here` where head and loss read 12 tokens at a time."""
+    model.chunk_tokens = lambda *_: 12  # A process of its own, so nothing needs it back.
+    return train_here(config, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [("ddp", 0), ("torch-ddp", 0), ("fsdp", 1e-5), ("torch-fsdp2", 1e-5)],
+)
+def test_several_chunks_of_the_head_train_the_same_in_two_processes(
+    tiny_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    tolerance: float,
+):
+    monkeypatch.setattr(model, "chunk_tokens", lambda *_: 12)
+    alone = tiny_config(out=tmp_path / "alone", micro_batch_size=2)
+    train(alone)
+    config = tiny_config(out=tmp_path / kind, parallel=kind)
+    assert run_each(train_in_chunks, write(config)) == [("finished", 20)] * 2
+    assert_same_run(config.out, alone.out, tolerance)
 
 
 def test_torch_ddp_does_not_warn_and_sends_no_buffers():
