@@ -1,8 +1,10 @@
-"""The comparison of training: it runs anywhere, and names a contender that computes otherwise."""
+"""The comparisons of training: they run anywhere, and compare answers before times."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PROGRAM = Path(__file__).parents[1] / "benches" / "training_peers.py"
 
@@ -37,3 +39,16 @@ def test_unknown_row_is_refused() -> None:
     )
     assert finished.returncode == 2
     assert "--rows must begin names of rows" in finished.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for peaks")
+def test_table_of_the_head_has_memory_and_time_of_both_ways() -> None:
+    program = PROGRAM.with_name("head_loss.py")
+    finished = subprocess.run(
+        [sys.executable, program, "--quick"], capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    lines = [line for line in finished.stdout.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) == 6
+    assert all(float(line.split("|")[-2]) > 0 for line in lines)
