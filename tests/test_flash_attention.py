@@ -85,6 +85,11 @@ def test_first_keys_take_the_forward_kernel_that_does_not_spill_with_them():
     assert own == plain
 
 
+def test_capped_scores_take_the_key_gradients_that_do_not_spill_with_them():
+    plain, own = (flash_config("90", 96, torch.float16, has_softcap=has) for has in (False, True))
+    assert own == replace(plain, key_gradients=LaunchConfig(32, 128, 8, 2, True))
+
+
 @pytest.mark.parametrize(("width", "padded"), [(1, 16), (16, 16), (48, 64), (96, 128), (256, 256)])
 def test_padded_width_is_a_power_of_two(width: int, padded: int):
     assert padded_width(width) == padded

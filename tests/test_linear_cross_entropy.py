@@ -191,7 +191,7 @@ def test_chunks_are_of_about_equal_size_and_bounded(n_tokens: int, vocab_size: i
     if n_tokens * vocab_size <= limit:
         assert chunk == max(1, n_tokens)
     else:
-        assert chunk * vocab_size <= limit or chunk <= 256
+        assert chunk * vocab_size <= limit or chunk <= 512
         n_chunks = -(-n_tokens // chunk)
         assert n_chunks * chunk - n_tokens < n_chunks
 

@@ -194,7 +194,7 @@ def test_what_does_not_compile_fails_and_prints_nothing(monkeypatch, capsys):
 
     monkeypatch.setattr(gate, "compile_kernel", compile_kernel)
     verdict = gate.examine(Subject(arch="80", d_head=64, kernel="forward"))
-    assert verdict.failures == ("does not compile: ptxas failed",)
+    assert verdict.failures == ("does not compile: ptxas failed in line 7",)
     assert json.dumps(verdict.record())
     assert capsys.readouterr().out == ""
 
@@ -361,6 +361,38 @@ def test_kernels_compile_for_amd():
     assert verdict["binary"]["product"] == "v_mfma"
     assert verdict["binary"]["spill_bytes"] == 0
     assert verdict["programs"] >= 1
+
+
+# What a run can ask of the kernels beside the default: each makes other code of them.
+VARIANTS = {
+    "softcap": ("--softcap", "30", "--start", "--group", "2"),
+    "full": ("--full", "--dtype", "float16"),
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_variants_compile_without_a_spill_in_their_loops(variant: tuple[str, ...]):
+    verdicts = run_gate("--arch", "90", "--d-head", "64", *variant)["verdicts"]
+    assert [verdict["failures"] for verdict in verdicts] == [[]] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variant",
+    [("--softcap", "30"), ("--softcap", "30", "--start"), ("--start",), ("--full",)],
+    ids=" ".join,
+)
+def test_variants_pass_the_gate_everywhere(variant: tuple[str, ...]):
+    gate = run_gate("--arch", "80", "90", "100", *variant)
+    assert [verdict["failures"] for verdict in gate["verdicts"]] == [[]] * 24
+
+
+@pytest.mark.slow
+def test_wide_heads_do_not_spill_in_their_loops():
+    for verdict in run_gate("--arch", "80", "90", "100", "--d-head", "256")["verdicts"]:
+        assert verdict["binary"]["loop_spills"] == 0
+        assert verdict["binary"]["spill_bytes"] <= 64
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def _flash_attention(
     config: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
     problem = Problem(q, k, v, start, causal, k.shape[2] - q.shape[2], scale, softcap)
-    return forward(problem, _config(q, config, start))
+    return forward(problem, _config(problem, config))
 
 
 @_flash_attention.register_fake
@@ -61,7 +61,7 @@ def _flash_attention_backward(
     config: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = Problem(q, k, v, start, causal, k.shape[2] - q.shape[2], scale, softcap)
-    return backward(problem, out, lse, d_out, d_lse, _config(q, config, start))
+    return backward(problem, out, lse, d_out, d_lse, _config(problem, config))
 
 
 @_flash_attention_backward.register_fake
@@ -153,11 +153,17 @@ def _check(
         )
 
 
-def _config(q: Tensor, numbers: Sequence[int] | None, start: Tensor | None = None) -> FlashConfig:
+def _config(problem: Problem, numbers: Sequence[int] | None = None) -> FlashConfig:
     if numbers is not None:
         return FlashConfig.from_numbers(numbers)
-    has_start = start is not None
-    return flash_config(architecture(q.device), q.shape[3], q.dtype, has_start=has_start)
+    q = problem.q
+    return flash_config(
+        architecture(q.device),
+        q.shape[3],
+        q.dtype,
+        has_start=problem.start is not None,
+        has_softcap=problem.softcap is not None,
+    )
 
 
 def _empty_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,8 +248,8 @@ class FlashAttentionTriton(torch.autograd.Function):
         scale = q.shape[-1] ** -0.5
         _check(q[:, None], k[:, None], v[:, None], None, is_causal, scale, None)
         ctx.problem = (is_causal, scale)
-        config = _config(q[:, None], None)
-        out, lse = forward(_top_left(q, k, v, is_causal, scale), config)
+        problem = _top_left(q, k, v, is_causal, scale)
+        out, lse = forward(problem, _config(problem))
         ctx.save_for_backward(q, k, v, out[:, 0], lse[:, 0])
         return out[:, 0]
 
@@ -254,7 +260,7 @@ class FlashAttentionTriton(torch.autograd.Function):
         problem = _top_left(q, k, v, *ctx.problem)
         d_lse = torch.zeros_like(lse)[:, None]
         gradients = backward(
-            problem, out[:, None], lse[:, None], d_outs[0][:, None], d_lse, _config(problem.q, None)
+            problem, out[:, None], lse[:, None], d_outs[0][:, None], d_lse, _config(problem)
         )
         return *(x[:, 0] for x in gradients), None
 

@@ -54,7 +54,8 @@ def weights_of(scores, row, multiplier, cap, SOFTCAP: tl.constexpr):
     if SOFTCAP:
         t = capped_tanh(scores, multiplier)
         return tl.exp2(cap * t - row), 1.0 - t * t
-    return tl.exp2(scores * multiplier - row), 1.0
+    else:  # Triton compiles what stands behind a return as well.
+        return tl.exp2(scores * multiplier - row), 1.0
 
 
 @triton.jit

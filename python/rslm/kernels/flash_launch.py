@@ -172,7 +172,9 @@ def compilations(
         group: query heads to a key-value head, a divisor of 8.
         config: in place of the table's.
     """
-    config = config or flash_config(arch, d_head, dtype, has_start=has_start)
+    config = config or flash_config(
+        arch, d_head, dtype, has_start=has_start, has_softcap=softcap is not None
+    )
     q, out, d_out = torch.empty(3, 4, 8, 4096, d_head, dtype=dtype, device="meta")
     k, v = torch.empty(2, 4, 8 // group, 4096, d_head, dtype=dtype, device="meta")
     lse = torch.empty(q.shape[:3], device="meta")

@@ -99,9 +99,16 @@ _HALF: dict[str, dict[int, FlashConfig]] = {
         256: _table((64, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
     },
 }
-# In place of a row's forward kernel where queries have a first key: with it, that one spills in
-# its loop (10 loads and stores in a turn), and so does every neighbour of as much work a tile.
-_FORWARD_WITH_START = {("80", 128): LaunchConfig(128, 32, 8, 3)}
+# In place of a row's kernels where these would spill in their loops: 10 loads and stores in a turn
+# with first keys on sm_80, one to five with capped scores.
+_WITH_START = {("80", 128): {"forward": LaunchConfig(128, 32, 8, 3)}}
+_WITH_SOFTCAP = {
+    ("80", 64): {
+        "forward": LaunchConfig(128, 128, 8, 2),
+        "query_gradients": LaunchConfig(64, 32, 4, 3),
+    },
+    ("90", 128): {"key_gradients": LaunchConfig(32, 128, 8, 2, True)},
+}
 # Float32 without TF32 runs on the plain cores: small tiles, and nothing to overlap with.
 _SINGLE = {
     64: _table((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
@@ -129,7 +136,12 @@ def padded_width(d_head: int) -> int:
 
 
 def flash_config(
-    arch: str, d_head: int, dtype: torch.dtype, *, has_start: bool = False
+    arch: str,
+    d_head: int,
+    dtype: torch.dtype,
+    *,
+    has_start: bool = False,
+    has_softcap: bool = False,
 ) -> FlashConfig:
     """The configuration for heads of this width.
 
@@ -140,6 +152,7 @@ def flash_config(
         d_head: width of a head.
         dtype: of the tensors.
         has_start: queries have a first key that they see.
+        has_softcap: scores are capped.
     """
     if arch == "cpu":
         return _INTERPRETED
@@ -150,7 +163,6 @@ def flash_config(
         return _HALF["gfx942"][width]
     known = [name for name in _HALF if name.isdigit() and int(name) <= int(arch)]
     row = max(known, key=int, default="80")
-    config = _HALF[row][width]
-    if has_start and (row, width) in _FORWARD_WITH_START:
-        return replace(config, forward=_FORWARD_WITH_START[row, width])
-    return config
+    changes = _WITH_START.get((row, width), {}) if has_start else {}
+    changes |= _WITH_SOFTCAP.get((row, width), {}) if has_softcap else {}
+    return replace(_HALF[row][width], **changes)

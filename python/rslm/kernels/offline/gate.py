@@ -47,7 +47,13 @@ class Subject:
     def compilation(self) -> Compilation:
         """What Triton is given."""
         dtype: torch.dtype = getattr(torch, self.dtype)
-        config: FlashConfig = flash_config(self.arch, self.d_head, dtype, has_start=self.has_start)
+        config: FlashConfig = flash_config(
+            self.arch,
+            self.d_head,
+            dtype,
+            has_start=self.has_start,
+            has_softcap=self.softcap is not None,
+        )
         if self.config is not None:
             config = replace(config, **{self.kernel: self.config})
         found = compilations(
@@ -104,7 +110,9 @@ def examine(subject: Subject) -> Verdict:
             binary = compile_kernel(compilation, target)
     except Exception as error:  # whatever a compiler pass raises is about this kernel
         lines = str(error).splitlines() or [type(error).__name__]
-        return Verdict(subject=subject, failures=(f"does not compile: {lines[0]}",))
+        # Triton's first line is where it is, its last what is wrong.
+        what = " ".join(dict.fromkeys((lines[0], lines[-1])))
+        return Verdict(subject=subject, failures=(f"does not compile: {what}",))
     queries, keys = (_constant(compilation, name) for name in ("Br", "Bc"))
     programs = programs_at_home(binary, target)
     lanes = 64 if target.is_amd else 32
