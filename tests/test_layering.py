@@ -24,7 +24,7 @@ LAYERS = [
     [
         *["_rslm", "token_file", "token_file_writer", "permutation"],
         *["architecture", "config", "reference", "group_rules", "schedules", "depth_dial"],
-        *["packing_reference", "hardware", "head_chunks"],
+        *["packing_reference", "hardware", "head_chunks", "series"],
     ],
     [
         *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
@@ -34,7 +34,7 @@ LAYERS = [
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
         *["checkpoint", "run_log", "optimizer_setup", "distributed.*", "trackers"],
-        *["reference_curve", "memory_estimate"],
+        *["reference_curve", "memory_estimate", "environment"],
     ],
     ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display", "plan"],
     ["infer.*", "plan_tables"],
@@ -55,6 +55,7 @@ TORCH_FREE = [
     *["allocator", "errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
+    *["run_folder", "runs", "series"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
     *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
     *["profiling.cases", "profiling.tables"],

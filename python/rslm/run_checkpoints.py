@@ -11,8 +11,9 @@ from rslm import checkpoint
 from rslm.batches import BatchSizes, first_sample
 from rslm.config import to_record
 from rslm.distributed.parallel import Unsharded
+from rslm.environment import versions
 from rslm.errors import FormatError
-from rslm.run_folder import Background, Row, read_metrics, require_run_state, versions
+from rslm.run_folder import Background, Row, read_metrics, require_run_state
 from rslm.train_config import TrainConfig
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rslm.run_folder import Row
-from rslm.run_log import duration, sparkline
+from rslm.series import duration, sparkline
 
 # A name over its value; the widest is 1,234,567,890 and two spaces.
 CELL_WIDTH = 15

@@ -10,20 +10,14 @@ import itertools
 import json
 import math
 import os
-import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self
-
-import torch
 
 from rslm.config import read_config, to_record, to_toml
 from rslm.errors import FormatError
@@ -56,26 +50,36 @@ def open_run_folder(
     """
     with removed_if_refused(out, unless="metrics.jsonl"):
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
-        try:
-            _lock(descriptor, out)
+        with locked(out, "run folder"):
             _check_folder(out, config, resume=resume, resumable=resumable)
             if not (out / "config.toml").exists():
                 write_config(out, config)
             yield
-        finally:
-            os.close(descriptor)
 
 
-def _lock(descriptor: int, out: Path) -> None:
-    """Locks the folder itself, so that the system drops the lock when the process dies."""
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Locks a folder itself, so that the system drops the lock when the process dies.
+
+    Raises:
+        BlockingIOError: another process uses it; `what` says in the message what it is.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder, what)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, what: str) -> None:
     # Whoever lists runs looks at the lock by holding it for a moment.
     for _ in range(5):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         time.sleep(0.02)
-    raise BlockingIOError(f"another process uses the run folder {out}")
+    raise BlockingIOError(f"another process uses the {what} {folder}")
 
 
 def is_in_use(out: Path) -> bool:
@@ -256,41 +260,6 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
     """The rows of a `metrics.jsonl`; a last line that is still being written is left out."""
     text = Path(path).read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def describe_environment() -> Row:
-    """Versions and machine, for the record."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "versions": versions(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "n_cpus": os.cpu_count(),
-        "n_threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what decides the numbers of a run."""
-    names = ("rslm", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # Used in place, without having been installed.
-        return None
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def append_start(out: Path, entry: Row) -> None:

@@ -1,11 +1,9 @@
 """What a run measures: rows of metrics, utilisation, the loss curve."""
 
 import contextlib
-import itertools
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,11 +12,10 @@ from torch import Tensor
 from rslm.hardware import reported_accelerator
 from rslm.matmul_peak import measure_matmul_flops
 from rslm.run_folder import Row, read_metrics
+from rslm.series import smooth
 
 CLOCK_KEYS = ("elapsed_seconds", "tokens_per_second", "mfu", "memory_bytes")
 """Metrics that say how fast the machine was; all others are a function of the config."""
-
-SPARKS = "▁▂▃▄▅▆▇█"
 
 
 class Clock:
@@ -166,28 +163,6 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """The values as one line of bars: means of `width` stretches, lowest to highest."""
-    finite = [value for value in values if math.isfinite(value)]
-    n_bars = min(width, len(finite))
-    edges = [len(finite) * i // n_bars for i in range(n_bars + 1)] if n_bars else []
-    stretches = itertools.pairwise(edges)
-    means = [sum(finite[start:stop]) / (stop - start) for start, stop in stretches]
-    low, high = min(means, default=0.0), max(means, default=0.0)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 42s, 3m 05s, 2h 10m."""
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02d}s"
-    return f"{minutes // 60}h {minutes % 60:02d}m"
-
-
 def write_loss_curve(run: Path, title: str) -> None:
     """Draws `loss_curve.png` of a run folder from its metrics."""
     from matplotlib.figure import Figure
@@ -223,11 +198,3 @@ def _score(row: Row) -> str:
     bits = row.get("val_bits_per_byte")
     tail = "" if bits is None else f", {bits:.3f} bits per byte"
     return f"{row['val_loss']:.3f} at the end{tail}"
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """Mean over the nearest fiftieth of the values around each of them."""
-    reach = len(values) // 100
-    sums = [0.0, *itertools.accumulate(values)]
-    spans = ((max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values)))
-    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in spans]

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rslm import checkpoint
 from rslm.config import read_toml
 from rslm.errors import FormatError
 from rslm.process import printable
 from rslm.run_folder import Row, flatten, is_in_use
-from rslm.run_log import smooth
+from rslm.series import smooth
 
 Status = Literal["running", "finished", "stopped"]
 
@@ -167,6 +166,9 @@ def summarise(run: Run) -> Row:
 
 def describe(run: Run) -> Row:
     """All that is known of a run: its row, its starts, its checkpoints, its options."""
+    # Whoever reads nothing but metrics should not have to load torch.
+    from rslm import checkpoint
+
     folder = run.path / "checkpoints"
     return summarise(run) | {
         "n_starts": len(read_starts(run.path)),

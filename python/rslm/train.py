@@ -35,6 +35,7 @@ from rslm.batches import (
     sample_batch,
 )
 from rslm.distributed import parallelize, start_processes
+from rslm.environment import describe_environment
 from rslm.evaluate.loss import evaluate_loss
 from rslm.files import write_atomically
 from rslm.infer.load import choose_device, end_ids
@@ -62,7 +63,6 @@ from rslm.run_folder import (
     Row,
     StopSignals,
     append_start,
-    describe_environment,
     open_run_folder,
     read_metrics,
     write_config,

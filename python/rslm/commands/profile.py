@@ -354,7 +354,7 @@ def _show(
 
 def setting(device: Any) -> dict[str, Any]:
     """What numbers measured on a device depend on."""
-    from rslm.run_folder import describe_environment
+    from rslm.environment import describe_environment
 
     environment = describe_environment()
     is_cuda = device.type == "cuda"

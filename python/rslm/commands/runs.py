@@ -43,8 +43,8 @@ class ShowOptions:
 
 def show(options: ShowOptions) -> None:
     """Prints how far the run came, its checkpoints, its losses as a line, its options."""
-    from rslm.run_log import sparkline
     from rslm.runs import describe, read_run
+    from rslm.series import sparkline
 
     run = read_run(options.run)
     record = describe(run)

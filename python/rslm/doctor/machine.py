@@ -11,11 +11,11 @@ import torch
 
 from rslm import _rslm
 from rslm.doctor.check import Check
+from rslm.environment import versions
 from rslm.hardware import reported_accelerator
 from rslm.matmul_peak import measure_matmul_flops
 from rslm.memory_estimate import estimate_memory
 from rslm.plan import FREE_SHARES, checkpoint_bytes, machine_memory_bytes
-from rslm.run_folder import versions
 from rslm.terminal import with_prefix
 from rslm.train_config import TrainConfig
 

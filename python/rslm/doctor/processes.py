@@ -17,8 +17,8 @@ import torch.distributed as dist
 from rslm.architecture import parameter_shapes
 from rslm.distributed import Processes, start_processes
 from rslm.doctor.check import Check
+from rslm.environment import versions
 from rslm.errors import FormatError
-from rslm.run_folder import versions
 from rslm.token_file import TokenFile
 from rslm.train_config import TrainConfig
 
