@@ -39,7 +39,7 @@ LAYERS = [
     ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display", "plan"],
     ["infer.*", "plan_tables"],
     ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*", "profiling.*"],
-    ["train", "gpu_check.*"],
+    ["train", "gpu_check.*", "experiment.*"],
     ["cli", "commands.*", "demo"],
 ]
 # The package's face and what `python -m` runs stand outside the layers; nothing imports them.
@@ -58,7 +58,7 @@ TORCH_FREE = [
     *["run_folder", "runs", "series"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
     *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
-    *["profiling.cases", "profiling.tables"],
+    *["profiling.cases", "profiling.tables", "experiment.*"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.

@@ -1,0 +1,105 @@
+"""What a study is made of: runs that are planned, how they ended, and the file that says so."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from rslm.config import Record
+from rslm.errors import FormatError
+
+Status = Literal["finished", "diverged", "failed", "pruned"]
+
+STUDY_FILE = "study.json"
+
+_MAX_NAME_BYTES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run to be made.
+
+    Attributes:
+        name: readable, different from that of all others in the study, fit for a folder.
+        options: a record of `TrainConfig`, complete but for `out`.
+        labels: what the run differs in from others, by dotted option.
+    """
+
+    name: str
+    options: Record
+    labels: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        fits = re.fullmatch(r"[^./\\\s\x00-\x1f][^/\\\x00-\x1f]*", self.name)
+        if not fits or len(self.name.encode()) > _MAX_NAME_BYTES:
+            raise ValueError(
+                f"name must be fit for a folder's, of at most {_MAX_NAME_BYTES} bytes, "
+                f"got {self.name!r}"
+            )
+
+    @cached_property
+    def hash(self) -> str:
+        """First 12 hex digits of the SHA-256 of the options as canonical JSON."""
+        text = json.dumps(self.options, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        return f"{self.name}-{self.hash}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: what was planned.
+        path: its run folder.
+        status: "finished"; "diverged" where the loss did not stay finite; "pruned" where it was
+            stopped on purpose; "failed" for anything else, which another call tries again.
+        seconds: the run's own clock over all its parts.
+        message: what it said of its end; empty where it finished.
+    """
+
+    run: PlannedRun
+    path: Path
+    status: Status
+    seconds: float
+    message: str = ""
+
+
+def run_name(labels: Mapping[str, Any]) -> str:
+    """A name for a run that differs in these options: the last parts of their names, and values.
+
+    >>> run_name({"model.ffn": "relu2", "seed": 1})
+    'ffn=relu2,seed=1'
+    """
+    parts = [f"{key.rpartition('.')[2]}={_shown(value)}" for key, value in labels.items()]
+    # What a file's name cannot hold, and what a shell would have to be told.
+    return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def read_study(folder: Path) -> Record:
+    """What `study.json` of a folder says; nothing where there is none.
+
+    Raises:
+        FormatError: it is damaged.
+    """
+    path = folder / STUDY_FILE
+    try:
+        study = json.loads(path.read_bytes()) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON: {error}") from None
+    runs = study.get("runs", []) if isinstance(study, dict) else None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise FormatError(f"{path} must be an object with a list of runs")
+    return dict(study)

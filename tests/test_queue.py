@@ -1,0 +1,264 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rslm.config import read_toml
+from rslm.errors import FormatError
+from rslm.experiment import child
+from rslm.experiment.queue import Outcome, PlannedRun, Queue, run_all, run_name
+from rslm.experiment.queue_display import last_step
+from rslm.experiment.study import read_study
+
+# Behaves as `rslm train --resume --config FILE` does: one line of metrics a step, the folder
+# locked, a stop at SIGTERM with code 75, an error line and code 1 where the loss is infinite.
+TRAINER = """
+import fcntl, json, os, pathlib, signal, sys, time, tomllib
+options = tomllib.loads(pathlib.Path(sys.argv[1]).read_text())
+out = pathlib.Path(options["out"])
+out.mkdir(exist_ok=True)
+lock = os.open(out, os.O_RDONLY)
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print(f"error: another process uses the run folder {out}")
+    raise SystemExit(2)
+(out / "config.toml").write_text(pathlib.Path(sys.argv[1]).read_text())
+stops = []
+signal.signal(signal.SIGTERM, lambda *_: stops.append(1))
+rate, n_steps = options["optimizer"]["learning_rate"], options["n_steps"]
+with open(out / "starts", "a") as starts:
+    starts.write(os.environ.get("OMP_NUM_THREADS", "-") + chr(10))
+path = out / "metrics.jsonl"
+step = len(path.read_text().splitlines()) if path.exists() else 0
+with open(path, "a", buffering=1) as metrics:
+    while step < n_steps:
+        step += 1
+        print(json.dumps({"step": step, "elapsed_seconds": step / 8, "loss": 3.0}), file=metrics)
+        if rate > 1:
+            print(f"error: step {step}: loss nan, grad_norm nan")
+            raise SystemExit(1)
+        if rate < 1e-6:
+            print("error: out of ideas")
+            raise SystemExit(2)
+        time.sleep(0.02)
+        if stops:
+            raise SystemExit(75)
+"""
+
+
+@pytest.fixture(autouse=True)
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "trainer.py"
+    program.write_text(TRAINER)
+    monkeypatch.setattr(child, "train_command", lambda path: [sys.executable, program, path])
+    return program
+
+
+def planned(seed: int = 0, *, rate: float = 1e-3, n_steps: int = 5) -> PlannedRun:
+    options: dict[str, Any] = {"data": {"train": "tokens"}, "seed": seed, "n_steps": n_steps}
+    options["optimizer"] = {"learning_rate": rate, "warmup_steps": 0}
+    labels = {"optimizer.learning_rate": rate, "seed": seed}
+    return PlannedRun(name=run_name(labels), options=options, labels=labels)
+
+
+def n_starts(outcome: Outcome) -> int:
+    return len((outcome.path / "starts").read_text().splitlines())
+
+
+def statuses(folder: Path) -> list[str]:
+    return [run["status"] for run in read_study(folder)["runs"]]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_runs_are_made_in_order_and_only_once(tmp_path: Path) -> None:
+    runs, seen = [planned(seed) for seed in (2, 0, 1)], []
+    outcomes = run_all(runs, tmp_path / "s", n_processes=2, on_change=seen.append, study={"a": 1})
+    assert [outcome.run for outcome in outcomes] == runs
+    assert {outcome.status for outcome in outcomes} == {"finished"}
+    assert {outcome.seconds for outcome in outcomes} == {5 / 8}
+    assert sorted(o.run.name for o in seen) == sorted(run.name for run in runs)
+    study = read_study(tmp_path / "s")
+    assert study["a"] == 1
+    assert [run["labels"]["seed"] for run in study["runs"]] == [2, 0, 1]
+
+    again = run_all([*runs, planned(9)], tmp_path / "s")
+    assert [n_starts(outcome) for outcome in again] == [1, 1, 1, 1]
+    assert read_study(tmp_path / "s")["a"] == 1
+
+
+def test_process_reads_the_options_that_were_planned(tmp_path: Path) -> None:
+    (outcome,) = run_all([planned(7, rate=0.25)], tmp_path)
+    assert outcome.path == tmp_path / f"learning_rate=0.25,seed=7-{outcome.run.hash}"
+    config = read_toml(outcome.path / "config.toml")
+    assert (config["seed"], config["optimizer"]["learning_rate"]) == (7, 0.25)
+    assert config["out"] == str(outcome.path)
+
+
+def test_diverged_run_is_told_and_not_repeated(tmp_path: Path) -> None:
+    runs = [planned(0, rate=2.0), planned(1)]
+    for _ in range(2):
+        outcomes = run_all(runs, tmp_path)
+        assert [outcome.status for outcome in outcomes] == ["diverged", "finished"]
+        assert outcomes[0].message == "step 1: loss nan, grad_norm nan"
+        assert n_starts(outcomes[0]) == 1
+
+
+def test_failed_run_is_told_and_repeated(tmp_path: Path) -> None:
+    for count in (1, 2):
+        (outcome,) = run_all([planned(rate=1e-7)], tmp_path)
+        assert outcome.status == "failed"
+        assert outcome.message.startswith("out of ideas (exit code 2, see ")
+        assert n_starts(outcome) == count
+
+
+def test_folder_that_was_taken_away_is_made_anew(tmp_path: Path) -> None:
+    (outcome,) = run_all([planned()], tmp_path)
+    for path in outcome.path.iterdir():
+        path.unlink()
+    assert n_starts(run_all([planned()], tmp_path)[0]) == 1
+
+
+def test_processes_share_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("rslm.experiment.queue._n_cpus", lambda: 9)
+    (outcome,) = run_all([planned(0)], tmp_path, n_processes=4)
+    assert (outcome.path / "starts").read_text() == "2\n"
+    (outcome,) = run_all([planned(1)], tmp_path)
+    assert (outcome.path / "starts").read_text() == "-\n"
+
+
+QUEUE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from rslm.experiment import child
+from rslm.experiment.queue import run_all
+from test_queue import planned
+child.train_command = lambda path: [sys.executable, {trainer!r}, path]
+run_all([planned(seed, n_steps=100) for seed in range(3)], Path({folder!r}), n_processes=2)
+"""
+
+
+def start_queue(folder: Path, trainer: Path) -> "subprocess.Popen[bytes]":
+    tests = str(Path(__file__).parent)
+    program = QUEUE.format(tests=tests, trainer=str(trainer), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
+    wait_until(lambda: len(list(folder.glob("*/metrics.jsonl"))) == 2)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_has_every_run_save(tmp_path: Path, trainer: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "study"
+    process = start_queue(folder, trainer)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    if number == signal.SIGTERM:
+        assert process.returncode == 75
+    else:
+        assert b"KeyboardInterrupt" in error
+    assert statuses(folder) == ["stopped", "stopped", "waiting"]
+    steps = [last_step(path) for path in folder.glob("*/metrics.jsonl")]
+    assert all(0 < step < 100 for step in steps)
+    time.sleep(0.1)
+    assert [last_step(path) for path in folder.glob("*/metrics.jsonl")] == steps
+
+    outcomes = run_all([planned(seed, n_steps=100) for seed in range(3)], folder, n_processes=3)
+    assert [n_starts(outcome) for outcome in outcomes] == [2, 2, 1]
+
+
+def test_killed_queue_goes_on_and_never_doubles_a_run(tmp_path: Path, trainer: Path) -> None:
+    folder = tmp_path / "study"
+    process = start_queue(folder, trainer)
+    process.kill()
+    process.communicate(timeout=20)
+    assert statuses(folder) == ["running", "running", "waiting"]
+    runs = [planned(seed, n_steps=100) for seed in range(3)]
+    outcomes = run_all(runs, folder, n_processes=3)
+    for outcome in outcomes:
+        rows = [json.loads(row) for row in (outcome.path / "metrics.jsonl").open()]
+        assert [row["step"] for row in rows] == list(range(1, 101))
+    # What lived on was waited for: the second start found it finished.
+    assert [n_starts(outcome) for outcome in outcomes] == [2, 2, 1]
+    assert statuses(folder) == ["finished"] * 3
+
+
+def test_two_queues_cannot_have_one_folder(tmp_path: Path) -> None:
+    with Queue(tmp_path), pytest.raises(BlockingIOError, match="uses the folder of a study"):
+        run_all([], tmp_path)
+
+
+def test_pruned_run_stops_and_stays_so(tmp_path: Path) -> None:
+    run = planned(n_steps=10_000)
+    with Queue(tmp_path, [run]) as queue:
+        while last_step(tmp_path / run.folder / "metrics.jsonl") < 3:
+            queue.work()
+            time.sleep(0.01)
+        assert queue.running() == [run]
+        queue.prune(run, "worse than the others")
+        (outcome,) = queue.wait()
+        assert (outcome.status, outcome.message) == ("pruned", "worse than the others")
+    with Queue(tmp_path) as queue:
+        queue.add(run)
+        assert queue.wait()[0].status == "pruned"
+        assert not queue.has_work
+        assert queue.wait() == []
+
+
+def test_what_cannot_be_queued_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    with pytest.raises(ValueError, match=r"runs must differ, got learning_rate=0.001,seed=0"):
+        run_all([planned(), planned()], folder)
+    with pytest.raises(ValueError, match="n_processes must be at least 1, got 0"):
+        run_all([planned()], folder, n_processes=0)
+    assert not folder.exists()
+
+
+def test_damaged_study_is_refused(tmp_path: Path) -> None:
+    for text in ("{", "[]", '{"runs": 1}', '{"runs": [1]}'):
+        (tmp_path / "study.json").write_text(text)
+        with pytest.raises(FormatError, match=r"study.json (is not JSON|must be an object)"):
+            run_all([], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a\nb", "-" * 201, " a"])
+def test_name_must_be_fit_for_a_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="name must be fit for a folder's"):
+        PlannedRun(name=name, options={}, labels={})
+
+
+def test_hash_is_of_the_options_alone() -> None:
+    run = planned()
+    shuffled = {key: run.options[key] for key in reversed(run.options)}
+    assert PlannedRun(name="other", options=shuffled, labels={}).hash == run.hash
+    assert planned(1).hash != run.hash
+    # By hand: printf '{"seed":1}' | sha256sum
+    assert PlannedRun(name="a", options={"seed": 1}, labels={}).hash == "fbe47f6d82b4"
+
+
+def test_names_hold_nothing_that_a_folder_cannot() -> None:
+    labels = {"data.train": Path("/a b/c"), "optimizer.learning_rate": 0.1 + 0.2, "seed": 3}
+    assert run_name(labels) == "train=_a_b_c,learning_rate=0.3,seed=3"
+
+
+def test_last_step_reads_the_end_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) == 0
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1000)) + '{"step": 10')
+    assert last_step(path) == 999
+    os.truncate(path, 3)
+    assert last_step(path) == 0
