@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -16,50 +15,14 @@ from rslm.experiment import child
 from rslm.experiment.queue import Outcome, PlannedRun, Queue, run_all, run_name
 from rslm.experiment.queue_display import last_step
 from rslm.experiment.study import read_study
+from rslm.run_folder import read_metrics
 
-# Behaves as `rslm train --resume --config FILE` does: one line of metrics a step, the folder
-# locked, a stop at SIGTERM with code 75, an error line and code 1 where the loss is infinite.
-TRAINER = """
-import fcntl, json, os, pathlib, signal, sys, time, tomllib
-options = tomllib.loads(pathlib.Path(sys.argv[1]).read_text())
-out = pathlib.Path(options["out"])
-out.mkdir(exist_ok=True)
-lock = os.open(out, os.O_RDONLY)
-try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    print(f"error: another process uses the run folder {out}")
-    raise SystemExit(2)
-(out / "config.toml").write_text(pathlib.Path(sys.argv[1]).read_text())
-stops = []
-signal.signal(signal.SIGTERM, lambda *_: stops.append(1))
-rate, n_steps = options["optimizer"]["learning_rate"], options["n_steps"]
-with open(out / "starts", "a") as starts:
-    starts.write(os.environ.get("OMP_NUM_THREADS", "-") + chr(10))
-path = out / "metrics.jsonl"
-step = len(path.read_text().splitlines()) if path.exists() else 0
-with open(path, "a", buffering=1) as metrics:
-    while step < n_steps:
-        step += 1
-        print(json.dumps({"step": step, "elapsed_seconds": step / 8, "loss": 3.0}), file=metrics)
-        if rate > 1:
-            print(f"error: step {step}: loss nan, grad_norm nan")
-            raise SystemExit(1)
-        if rate < 1e-6:
-            print("error: out of ideas")
-            raise SystemExit(2)
-        time.sleep(0.02)
-        if stops:
-            raise SystemExit(75)
-"""
+TRAINER = Path(__file__).with_name("fake_trainer.py")
 
 
 @pytest.fixture(autouse=True)
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    program = tmp_path / "trainer.py"
-    program.write_text(TRAINER)
-    monkeypatch.setattr(child, "train_command", lambda path: [sys.executable, program, path])
-    return program
+def trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "train_command", lambda path: [sys.executable, TRAINER, path])
 
 
 def planned(seed: int = 0, *, rate: float = 1e-3, n_steps: int = 5) -> PlannedRun:
@@ -147,24 +110,24 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from rslm.experiment import child
 from rslm.experiment.queue import run_all
-from test_queue import planned
-child.train_command = lambda path: [sys.executable, {trainer!r}, path]
-run_all([planned(seed, n_steps=100) for seed in range(3)], Path({folder!r}), n_processes=2)
+from test_queue import TRAINER, planned
+child.train_command = lambda path: [sys.executable, TRAINER, path]
+run_all([planned(seed, n_steps=60) for seed in range(3)], Path({folder!r}), n_processes=2)
 """
 
 
-def start_queue(folder: Path, trainer: Path) -> "subprocess.Popen[bytes]":
+def start_queue(folder: Path) -> "subprocess.Popen[bytes]":
     tests = str(Path(__file__).parent)
-    program = QUEUE.format(tests=tests, trainer=str(trainer), folder=str(folder))
+    program = QUEUE.format(tests=tests, folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
     wait_until(lambda: len(list(folder.glob("*/metrics.jsonl"))) == 2)
     return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_has_every_run_save(tmp_path: Path, trainer: Path, number: signal.Signals) -> None:
+def test_signal_has_every_run_save(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "study"
-    process = start_queue(folder, trainer)
+    process = start_queue(folder)
     process.send_signal(number)
     _, error = process.communicate(timeout=20)
     if number == signal.SIGTERM:
@@ -173,25 +136,25 @@ def test_signal_has_every_run_save(tmp_path: Path, trainer: Path, number: signal
         assert b"KeyboardInterrupt" in error
     assert statuses(folder) == ["stopped", "stopped", "waiting"]
     steps = [last_step(path) for path in folder.glob("*/metrics.jsonl")]
-    assert all(0 < step < 100 for step in steps)
+    assert all(0 < step < 60 for step in steps)
     time.sleep(0.1)
     assert [last_step(path) for path in folder.glob("*/metrics.jsonl")] == steps
 
-    outcomes = run_all([planned(seed, n_steps=100) for seed in range(3)], folder, n_processes=3)
+    outcomes = run_all([planned(seed, n_steps=60) for seed in range(3)], folder, n_processes=3)
     assert [n_starts(outcome) for outcome in outcomes] == [2, 2, 1]
 
 
-def test_killed_queue_goes_on_and_never_doubles_a_run(tmp_path: Path, trainer: Path) -> None:
+def test_killed_queue_goes_on_and_never_doubles_a_run(tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    process = start_queue(folder, trainer)
+    process = start_queue(folder)
     process.kill()
     process.communicate(timeout=20)
     assert statuses(folder) == ["running", "running", "waiting"]
-    runs = [planned(seed, n_steps=100) for seed in range(3)]
+    runs = [planned(seed, n_steps=60) for seed in range(3)]
     outcomes = run_all(runs, folder, n_processes=3)
     for outcome in outcomes:
-        rows = [json.loads(row) for row in (outcome.path / "metrics.jsonl").open()]
-        assert [row["step"] for row in rows] == list(range(1, 101))
+        rows = read_metrics(outcome.path / "metrics.jsonl")
+        assert [row["step"] for row in rows if "loss" in row] == list(range(1, 61))
     # What lived on was waited for: the second start found it finished.
     assert [n_starts(outcome) for outcome in outcomes] == [2, 2, 1]
     assert statuses(folder) == ["finished"] * 3
@@ -262,3 +225,10 @@ def test_last_step_reads_the_end_of_a_file(tmp_path: Path) -> None:
     assert last_step(path) == 999
     os.truncate(path, 3)
     assert last_step(path) == 0
+
+
+def test_options_of_one_last_name_are_told_apart() -> None:
+    rates = {"optimizer.learning_rate": 1.0, "optimizer.muon.learning_rate": 2.0}
+    assert run_name(rates) == "optimizer.learning_rate=1,optimizer.muon.learning_rate=2"
+    alone = run_name({"optimizer.learning_rate": 1.0}, among=rates)
+    assert alone == "optimizer.learning_rate=1"

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,18 +74,27 @@ class Outcome:
     message: str = ""
 
 
-def run_name(labels: Mapping[str, Any]) -> str:
+def run_name(labels: Mapping[str, Any], among: Iterable[str] = ()) -> str:
     """A name for a run that differs in these options: the last parts of their names, and values.
+
+    An option whose last part is that of another, in the labels or `among` others, is written out.
 
     >>> run_name({"model.ffn": "relu2", "seed": 1})
     'ffn=relu2,seed=1'
     """
-    parts = [f"{key.rpartition('.')[2]}={_shown(value)}" for key, value in labels.items()]
+    lasts = Counter(option.rpartition(".")[2] for option in {*labels, *among})
+    parts = []
+    for option, value in labels.items():
+        last = option.rpartition(".")[2]
+        parts.append(f"{last if lasts[last] == 1 else option}={shown(value)}")
     # What a file's name cannot hold, and what a shell would have to be told.
     return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of an option as text; six digits tell the values of a study apart."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
