@@ -72,6 +72,7 @@ COMMANDS = {
     "runs show": Command("commands.runs", "describe a run"),
     "runs plot": Command("commands.runs", "draw a metric of several runs in one picture"),
     "runs band": Command("commands.runs", "make a reference curve of finished runs"),
+    "ablate": Command("commands.ablate", "change options one at a time, over several seeds"),
     "compare": Command("commands.compare", "whether two groups of runs differ beyond noise"),
     "runs diff": Command("commands.runs", "compare the options and the results of two runs"),
 }

@@ -194,6 +194,20 @@ def last_mean(run: Run, metric: str) -> float:
     return float(np.mean(inside or values[-1:]))
 
 
+def value_of(run: Run, metric: str) -> float:
+    """What a finished run is judged by: the last value, of the training loss the last tenth's mean.
+
+    The training loss of one step is that of one batch.
+
+    Raises:
+        ValueError: the run has no value of the metric.
+    """
+    if run.last(metric) is None:
+        known = ", ".join(sorted({key for row in run.rows for key in row}))
+        raise ValueError(f"metric must be one that runs have ({known}), got {metric!r}")
+    return last_mean(run, metric) if metric == "loss" else final_value(run, metric)
+
+
 def value_at(run: Run, metric: str, over: str, place: float) -> float:
     """The curve's value at a place within it."""
     places, values = curve_of(run, metric, over)

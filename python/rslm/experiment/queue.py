@@ -8,6 +8,7 @@ runs live on; the next call finds them by the lock on their folders and waits fo
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -19,7 +20,15 @@ from typing import Any, Self
 from rslm.config import Record, from_record, to_toml
 from rslm.experiment.child import Child, is_held
 from rslm.experiment.queue_display import QueueDisplay
-from rslm.experiment.study import STUDY_FILE, Outcome, PlannedRun, Status, read_study, run_name
+from rslm.experiment.study import (
+    SETTLED,
+    STUDY_FILE,
+    Outcome,
+    PlannedRun,
+    Status,
+    read_study,
+    run_name,
+)
 from rslm.files import write_atomically
 from rslm.run_folder import StopSignals, locked
 from rslm.runs import read_run
@@ -28,9 +37,6 @@ from rslm.train_config import TrainConfig
 __all__ = ["Outcome", "PlannedRun", "Queue", "run_all", "run_name"]
 
 EXIT_TERMINATED = 75
-SETTLED = ("finished", "diverged", "pruned")
-"""Ends that another call does not try to change; a run that failed is begun again."""
-
 _POLL_SECONDS = 0.1
 
 
@@ -162,12 +168,22 @@ class Queue:
         else:
             self._waiting.append(run)
 
-    def wait(self) -> list[Outcome]:
-        """Works until at least one more run has ended; nothing where no work is left."""
+    @property
+    def n_open(self) -> int:
+        """Runs that are under way or wait for their turn."""
+        return len(self._waiting) + len(self._running)
+
+    def wait(self, seconds: float = math.inf) -> list[Outcome]:
+        """Works until a further run has ended, or for so long; returns those that have.
+
+        Nothing is waited for where no work is left.
+        """
+        deadline = time.monotonic() + seconds
         while not self._ended and self.has_work:
             self.work()
-            if not self._ended:
-                time.sleep(_POLL_SECONDS)
+            if self._ended or time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
         ended, self._ended = self._ended, []
         return ended
 

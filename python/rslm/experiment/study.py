@@ -16,6 +16,8 @@ from rslm.errors import FormatError
 Status = Literal["finished", "diverged", "failed", "pruned"]
 
 STUDY_FILE = "study.json"
+SETTLED = ("finished", "diverged", "pruned")
+"""Ends that another call does not try to change; a run that failed is begun again."""
 
 _MAX_NAME_BYTES = 200
 
