@@ -25,7 +25,13 @@ MIN_COLUMNS = 40
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-EXTRAS = {"datasets": "data", "pyarrow": "data", "tensorboard": "track", "wandb": "track"}
+EXTRAS = {
+    "datasets": "data",
+    "pyarrow": "data",
+    "tensorboard": "track",
+    "wandb": "track",
+    "optuna": "sweep",
+}
 """Extras that bring packages; all others come with `train`."""
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
 
@@ -73,6 +79,7 @@ COMMANDS = {
     "runs plot": Command("commands.runs", "draw a metric of several runs in one picture"),
     "runs band": Command("commands.runs", "make a reference curve of finished runs"),
     "ablate": Command("commands.ablate", "change options one at a time, over several seeds"),
+    "sweep": Command("commands.sweep", "try many values of options, and say which are best"),
     "compare": Command("commands.compare", "whether two groups of runs differ beyond noise"),
     "runs diff": Command("commands.runs", "compare the options and the results of two runs"),
 }
