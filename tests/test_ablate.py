@@ -240,6 +240,8 @@ def test_command_refuses_before_anything_is_made(
         (["--axis", "model.fnn=relu2,silu"], "the closest known one is model.ffn"),
         ([*ffn, "--set", "n_steps=0"], "n_steps must be at least 1, got 0"),
         ([*ffn, "--set", "data.train=/nowhere"], "/nowhere: No such file or directory"),
+        ([*ffn, "--metric", "core"], "metric must be one of val_bits_per_byte"),
+        ([*ffn, "--metric", "val_loss"], "metric val_loss needs data.valid, which base,seed=0"),
         ([*ffn, "--processes", "0"], "processes must be at least 1, got 0"),
         ([*ffn, "--confidence", "95"], "confidence must be in [0.5, 1), got 95"),
     ]:

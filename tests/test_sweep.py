@@ -130,7 +130,7 @@ def make_sweep(base: Mapping[str, Any], **changes: Any) -> Sweep:
         "space": [parse_dimension(f"{RATE}=log:1e-4..100:7")],
         "method": "grid",
         "n_runs": 7,
-        "metric": "val_loss",
+        "metric": "loss",
         "complete": dict,
     }
     return Sweep(**(options | changes))
@@ -155,7 +155,7 @@ def test_grid_finds_the_best_rate_and_the_edge(base: dict[str, Any], tmp_path: P
     assert (edge.stable, edge.unstable) == (0.1, 1.0)  # 0.4 above the best's 3 at 1.
     assert [tried.outcome.status for tried in result.tried[-2:]] == ["diverged", "diverged"]
     study = read_study(tmp_path / "s")
-    assert (study["kind"], study["method"], study["metric"]) == ("sweep", "grid", "val_loss")
+    assert (study["kind"], study["method"], study["metric"]) == ("sweep", "grid", "loss")
     assert study["space"] == [{"option": RATE, "scale": "log", "low": 1e-4, "high": 100}]
 
 
@@ -163,7 +163,7 @@ def test_preset_makes_the_best_run(base: dict[str, Any], tmp_path: Path):
     sweep = make_sweep(base, n_runs=3, space=[parse_dimension("model.ffn=swiglu,relu2,silu")])
     result = analyse(sweep, run_sweep(sweep, tmp_path / "s", n_processes=3))
     text = to_preset(result)
-    assert text.startswith("# Best of 3 finished runs: val_loss 2.9")
+    assert text.startswith("# Best of 3 finished runs: loss 2.9")
     assert "out" not in tomllib.loads(text)
     path = tmp_path / "best.toml"
     path.write_text(f'out = "run"\n{text}')
@@ -255,7 +255,6 @@ def test_pruned_sweep_keeps_the_best(base: dict[str, Any], tmp_path: Path):
     sweep = make_sweep(
         base | {"n_steps": 300},
         prune=True,
-        metric="loss",
         space=[parse_dimension(f"{RATE}=0.01,0.0001,0.00001")],
         n_runs=3,
     )
@@ -350,6 +349,7 @@ def test_command_refuses_before_anything_is_made(
     for arguments, message in [
         ([], "over must name at least one option"),
         ([*rate, *rate], "over must name at least one option, none twice"),
+        ([*rate, "--metric", "mfu"], "metric must be one of val_bits_per_byte, val_loss, loss"),
         ([*rate, "--n-runs", "0"], "n_runs must be at least 1, got 0"),
         ([*rate, "--seed", "-1"], "seed must be at least 0, got -1"),
         (["--over", "optimizer.beta2=linear:0.5..1.5:3"], "beta2=1: beta2 must be in [0, 1)"),

@@ -63,7 +63,8 @@ def ablate(options: AblateOptions) -> int:
     """Makes the runs, writes table and pictures, prints the table."""
     from rslm.experiment.ablate import plan_ablation, run_ablation
     from rslm.experiment.ablation_results import analyse
-    from rslm.experiment.axes import parse_axis
+    from rslm.experiment.axes import parse_axis, require_data, require_metric
+    from rslm.experiment.compare import KNOWN_METRICS
 
     plan = plan_ablation(
         base_record(options.base, options.set),
@@ -72,9 +73,9 @@ def ablate(options: AblateOptions) -> int:
         complete=complete,
         grid=options.grid,
     )
+    if options.metric is not None:
+        require_metric(options.metric, KNOWN_METRICS, plan.planned)
     if options.dry_run:
-        from rslm.experiment.axes import require_data
-
         require_data(plan.planned)
         print_plan([(run.name, run.options) for run in plan.planned])
         return 0

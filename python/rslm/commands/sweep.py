@@ -37,7 +37,7 @@ class SweepOptions:
     set: Repeated = ()
     """OPTION=VALUE that wins over the base's, for all runs."""
     metric: str | None = None
-    """Key of metrics.jsonl that is to be low; val_loss where the base has data.valid, else loss."""
+    """val_bits_per_byte, val_loss or loss; val_loss where the base has data.valid, else loss."""
     seed: int = 0
     """Seed of points drawn; runs have the base's."""
     processes: int = 1

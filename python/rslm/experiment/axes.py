@@ -5,7 +5,7 @@ Everything is checked against `TrainConfig` before anything starts.
 
 import contextlib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,20 @@ def planned_run(
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+def require_metric(metric: str, known: Collection[str], planned: Iterable[PlannedRun]) -> None:
+    """Refuses a metric that runs will not have, before they are made.
+
+    Raises:
+        ValueError: it is not one of the known, or is of validation and a run has none.
+    """
+    if metric not in known:
+        raise ValueError(f"metric must be one of {', '.join(known)}, got {metric!r}")
+    if metric.startswith("val_"):
+        for run in planned:
+            if run.options["data"]["valid"] is None:
+                raise ValueError(f"metric {metric} needs data.valid, which {run.name} has not")
 
 
 def require_data(planned: Iterable[PlannedRun]) -> None:

@@ -24,6 +24,8 @@ from rslm.series import smooth
 
 METRICS = ("val_bits_per_byte", "val_loss", "loss")
 """What to compare by where nobody says: the first that all runs have."""
+KNOWN_METRICS = (*METRICS, "grad_norm", "tokens_per_second", "mfu", "memory_bytes")
+"""What a run can be asked to be compared by before it is made."""
 HIGHER_IS_BETTER = frozenset({"tokens_per_second", "mfu"})
 BUDGETS = ("train_flops", "elapsed_seconds")
 

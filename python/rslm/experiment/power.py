@@ -42,8 +42,8 @@ def _power(noncentrality: float, freedom: float, alpha: float) -> float:
     critical = stats.t.ppf(1 - alpha / 2, freedom)
     # In the logarithm of the estimate the integrand dies off smoothly on both sides, where the
     # trapezoid rule converges faster than any power of the step.
-    ends = np.log(stats.chi2.ppf([1e-15, 1 - 1e-15], freedom) / freedom) / 2
-    places = np.linspace(*ends, 1001)
+    low, high = (math.log(stats.chi2.ppf(p, freedom) / freedom) / 2 for p in (1e-15, 1 - 1e-15))
+    places = np.linspace(low, high, 1001)
     scale = np.exp(places)
     squares = freedom * scale**2
     density = 2 * squares * stats.chi2.pdf(squares, freedom)

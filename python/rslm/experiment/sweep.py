@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rslm.config import Record, merge_records
-from rslm.experiment.axes import Complete, nested, planned_run, require_data
-from rslm.experiment.compare import value_of
+from rslm.experiment.axes import Complete, nested, planned_run, require_data, require_metric
+from rslm.experiment.compare import METRICS, value_of
 from rslm.experiment.halving import Halving
 from rslm.experiment.queue import Outcome, PlannedRun, Queue
 from rslm.experiment.space import Dimension, Point, grid_points, random_points
@@ -90,6 +90,7 @@ def planned_runs(sweep: Sweep, folder: Path) -> list[PlannedRun]:
     """
     points = sweep.points()
     planned = [sweep.plan(point) for point in (sweep.corners() if points is None else points)]
+    require_metric(sweep.metric, METRICS, planned)
     require_data(planned)
     if points is None:
         planned = _earlier_runs(sweep, folder)
@@ -212,8 +213,12 @@ class _Loop:
     def _tell(self, number: int, outcome: Outcome) -> None:
         assert self._tpe is not None
         value = None
-        if outcome.status == "finished":
-            value = value_of(read_run(outcome.path), self._sweep.metric)
+        if outcome.status in ("finished", "pruned"):
+            # A pruned run counts with what it had when it was stopped: more than at its end, and
+            # less than what is worse.
+            run = read_run(outcome.path)
+            has_value = run.last(self._sweep.metric) is not None
+            value = value_of(run, self._sweep.metric) if has_value else None
         self._tpe.tell(number, outcome, value)
 
     def _prune(self) -> None:

@@ -207,7 +207,7 @@ def edge_lines(result: SweepResult) -> list[str]:
     lines = []
     for edge in result.edges:
         which = ", ".join(f"{option} = {shown(value)}" for option, value in edge.choice.items())
-        beyond = "the largest tried"
+        beyond = "no larger one that was tried to its end is unstable"
         if edge.unstable is not None:
             beyond = f"{shown(edge.unstable)} is not (diverged, or more than {STABLE_MARGIN:.0%} "
             beyond = f"{beyond}above the best)".replace("%", " %")

@@ -34,10 +34,11 @@ class Tpe:
         self, space: Sequence[Dimension], n_runs: int, folder: Path, seed: int = 0
     ) -> None:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / STORAGE))
+        backend = JournalFileBackend(str(folder / STORAGE))
         storage = optuna.storages.JournalStorage(backend)
         self._study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
         trials = self._study.get_trials(deepcopy=False)
@@ -74,7 +75,7 @@ class Tpe:
         }
 
     def tell(self, number: int, outcome: Outcome, value: float | None) -> None:
-        """Notes a value; what diverged or was pruned counts as worse than all that finished."""
+        """Notes a value; what diverged counts as worse than all that has one."""
         from optuna.trial import TrialState
 
         if value is not None:
