@@ -44,7 +44,8 @@ def main(source: Path) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
     (out / "config.toml").write_text(source.read_text())
     with open(out / "starts", "a") as starts:
-        starts.write(os.environ.get("OMP_NUM_THREADS", "-") + "\n")
+        names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+        starts.write(" ".join(os.environ.get(name, "-") for name in names) + "\n")
     path = out / "metrics.jsonl"
     rows = [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
     step, n_steps = len([row for row in rows if "loss" in row]), options["n_steps"]

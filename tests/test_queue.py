@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 import subprocess
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from rslm.config import read_toml
+from rslm.config import from_record, read_toml
 from rslm.errors import FormatError
 from rslm.experiment import child
 from rslm.experiment.queue import Outcome, PlannedRun, Queue, run_all, run_name
-from rslm.experiment.queue_display import last_step
+from rslm.experiment.queue_display import last_step, run_flops
 from rslm.experiment.study import read_study
 from rslm.run_folder import read_metrics
+from rslm.train_config import TrainConfig
 
 TRAINER = Path(__file__).with_name("fake_trainer.py")
 
@@ -99,9 +101,20 @@ def test_processes_share_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("rslm.experiment.queue._n_cpus", lambda: 9)
     (outcome,) = run_all([planned(0)], tmp_path, n_processes=4)
-    assert (outcome.path / "starts").read_text() == "2\n"
+    assert (outcome.path / "starts").read_text() == "2 -\n"
     (outcome,) = run_all([planned(1)], tmp_path)
-    assert (outcome.path / "starts").read_text() == "-\n"
+    assert (outcome.path / "starts").read_text() == "- -\n"
+
+
+def test_processes_take_turns_on_the_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    outcomes = run_all([planned(seed) for seed in range(4)], tmp_path / "a", n_processes=4)
+    devices = [(outcome.path / "starts").read_text().split()[1] for outcome in outcomes]
+    assert devices == ["4", "6", "4", "6"]
+    (outcome,) = run_all([planned()], tmp_path / "b")
+    assert (outcome.path / "starts").read_text().split()[1] == "4,6"
 
 
 QUEUE = """
@@ -216,6 +229,36 @@ def test_hash_is_of_the_options_alone() -> None:
 def test_names_hold_nothing_that_a_folder_cannot() -> None:
     labels = {"data.train": Path("/a b/c"), "optimizer.learning_rate": 0.1 + 0.2, "seed": 3}
     assert run_name(labels) == "train=_a_b_c,learning_rate=0.3,seed=3"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_terminal_shows_how_many_runs_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run_all([planned(seed) for seed in range(3)], tmp_path, n_processes=2)
+    shown = sys.stderr.getvalue()
+    assert "runs 0/3" in shown
+    assert "learning_rate=0.001,seed=0" in shown
+    assert "runs 3/3" in shown.splitlines()[-2]
+    assert "100%" in shown.splitlines()[-2]
+
+
+def test_pipe_is_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_all([planned()], tmp_path)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_larger_runs_count_for_more() -> None:
+    options = planned().options | {"out": "run"}
+    flops = [run_flops(from_record(TrainConfig, options | {"n_steps": n})) for n in (100, 300)]
+    assert flops[1] == pytest.approx(3 * flops[0])
 
 
 def test_last_step_reads_the_end_of_a_file(tmp_path: Path) -> None:

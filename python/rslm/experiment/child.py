@@ -22,12 +22,14 @@ class Child:
         path: its run folder.
         process: once it is started.
         pruned: why it was told to stop, if it was.
+        device: which of CUDA's it may use; None for any.
     """
 
     def __init__(self, run: PlannedRun, path: Path, options: Path, log: Path) -> None:
         self.run, self.path, self._options, self._log = run, path, options, log
         self.process: subprocess.Popen[bytes] | None = None
         self.pruned: str | None = None
+        self.device: str | None = None
         self._log_start = log.stat().st_size if log.exists() else 0
 
     @property

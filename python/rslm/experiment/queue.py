@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ __all__ = ["Outcome", "PlannedRun", "Queue", "run_all", "run_name"]
 
 EXIT_TERMINATED = 75
 _POLL_SECONDS = 0.1
+_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 def run_all(
@@ -56,7 +58,8 @@ def run_all(
     Args:
         planned: the runs; no two of one hash or one name.
         folder: the study's.
-        n_processes: runs at once; they share the CPU's threads evenly.
+        n_processes: runs at once; they share the CPU's threads evenly, and the devices that
+            CUDA_VISIBLE_DEVICES lists.
         on_change: called with each outcome as soon as it is known, earlier ones first.
         study: what `study.json` says besides its `runs`, `kind` among it; as before unless given.
 
@@ -133,6 +136,7 @@ class Queue:
     ) -> None:
         with self._stack:
             self._stop_all()
+            self._display.show(list(self._entries.values()), is_last=True)
 
     @property
     def has_work(self) -> bool:
@@ -222,16 +226,21 @@ class Queue:
         child = Child(run, path, options, options.with_suffix(".log"))
         self._display.expect(run.folder, config)
         if not is_held(path):
-            child.start(self._environment())
+            environment = self._environment()
+            child.device = environment.get(_DEVICES)
+            child.start(environment)
         self._running[run.hash] = child
         self._entries[run.hash] |= {"status": "running", "pid": child.pid}
 
     def _environment(self) -> dict[str, str]:
-        """Threads for a share of the CPUs, where several processes would each take all."""
+        """Threads for a share of the CPUs, and one of the devices, where several would take all."""
         environment = dict(os.environ)
         if self.n_processes > 1:
             n_threads = max(1, _n_cpus() // self.n_processes)
             environment.setdefault("OMP_NUM_THREADS", str(n_threads))
+            if "," in (devices := environment.get(_DEVICES, "")):
+                taken = Counter(child.device for child in self._running.values())
+                environment[_DEVICES] = min(devices.split(","), key=taken.__getitem__)
         return environment
 
     def _collect(self) -> bool:

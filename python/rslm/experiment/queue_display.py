@@ -36,20 +36,24 @@ class QueueDisplay:
         if sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
+            from rich.table import Column
 
+            whole = Column(no_wrap=True)
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
             columns = [
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.TaskProgressColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(elapsed_when_finished=True),
-                progress.TextColumn("{task.fields[names]}"),
+                progress.TextColumn("{task.description}", table_column=whole),
+                progress.BarColumn(bar_width=20),
+                progress.TaskProgressColumn(table_column=whole),
+                progress.TextColumn("left", table_column=whole),
+                progress.TimeRemainingColumn(table_column=whole),
+                progress.TextColumn("{task.fields[names]}", table_column=rest),
             ]
             # Without a thread that draws: processes are started beside it.
             self._progress = progress.Progress(
                 *columns,
                 console=Console(stderr=True),
                 auto_refresh=False,
+                expand=True,
                 speed_estimate_period=600,
             )
             self._progress.start()
@@ -69,10 +73,11 @@ class QueueDisplay:
         """Notes what a run will cost."""
         self._costs[name] = run_flops(config), config.n_steps
 
-    def show(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Draws how far the runs of a study are, about once a second."""
+    def show(self, entries: Sequence[Mapping[str, Any]], *, is_last: bool = False) -> None:
+        """Draws how far the runs of a study are, about once a second, and at the end."""
         now = time.monotonic()
-        if self._progress is None or now - self._shown_at < _REFRESH_SECONDS:
+        is_early = now - self._shown_at < _REFRESH_SECONDS and not is_last
+        if self._progress is None or is_early:
             return
         self._shown_at = now
         waits = ("waiting", "running", "stopped")
