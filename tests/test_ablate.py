@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,8 @@ def test_effects_are_those_of_pairs(made: Any):
     assert relu2.p_value == pytest.approx(2 * p_value)
     assert ablation.alpha == pytest.approx(0.025)
     assert judge(relu2, ablation) == "better"
+    unsure = replace(relu2, p_value=0.051)
+    assert judge(unsure, ablation).startswith("not significant at n = 3; n needed = ")
     assert judge(by_name["silu"], ablation) == "no difference at n = 3"
     assert judge(by_name["base"], ablation) == "baseline"
 

@@ -171,6 +171,7 @@ def test_killed_queue_goes_on_and_never_doubles_a_run(tmp_path: Path) -> None:
     # What lived on was waited for: the second start found it finished.
     assert [n_starts(outcome) for outcome in outcomes] == [2, 2, 1]
     assert statuses(folder) == ["finished"] * 3
+    assert not any("another process" in log.read_text() for log in folder.glob("queue/*.log"))
 
 
 def test_two_queues_cannot_have_one_folder(tmp_path: Path) -> None:
