@@ -1,0 +1,1 @@
+"""Scaling laws: points, the laws fitted to them, and how far they can be trusted. No torch."""

@@ -1,0 +1,181 @@
+"""Intervals and their coverage, records, and what is to be wary of."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scaling_points import BUDGETS, LAW, isoflop_points, training_curves, with_noise
+
+from rslm.errors import FormatError
+from rslm.scaling.fit import fit
+from rslm.scaling.fitted import METHODS, Fit
+from rslm.scaling.laws import LossLaw
+from rslm.scaling.pitfalls import extrapolation_warning, find_pitfalls, parabola_bias
+from rslm.scaling.points import ScalingPoints
+
+NOISY = with_noise(isoflop_points(n_sizes=5), 0.003)
+
+
+@pytest.fixture(scope="module")
+def fits() -> dict[str, Fit]:
+    return {
+        method: fit(training_curves(8) if method == "envelope" else NOISY, method, n_resamples=60)
+        for method in METHODS
+    }
+
+
+def test_intervals_hold_the_value_and_depend_on_the_seed_alone(fits: dict[str, Fit]) -> None:
+    for method, fitted in fits.items():
+        prediction = fitted.predict(1e21)
+        for interval in (prediction.n_parameters, prediction.n_tokens, prediction.loss):
+            assert interval.low is not None
+            assert interval.low <= interval.value <= interval.high
+            # The best of five sizes may be the same in every resample.
+            assert interval.low < interval.high or method == "min-runs"
+        wider = fitted.predict(1e21, level=0.96)
+        assert wider.loss.low <= prediction.loss.low < prediction.loss.high <= wider.loss.high
+        assert fitted.shares()[0].value + fitted.shares()[1].value == pytest.approx(1, abs=0.01)
+        points = training_curves(8) if method == "envelope" else NOISY
+        assert fit(points, method, n_resamples=60) == fitted
+        assert fit(points, method, n_resamples=60, seed=1).resamples != fitted.resamples
+
+
+def test_a_run_scatters_more_than_its_law(fits: dict[str, Fit]) -> None:
+    fitted = fits["vpnls"]
+    assert fitted.scatter == pytest.approx(0.003, rel=0.3)
+    prediction = fitted.predict(1e20)
+    assert prediction.run_loss.low < prediction.loss.low
+    assert prediction.run_loss.high > prediction.loss.high
+    at_optimum = fitted.predict_run(prediction.n_parameters.value, prediction.n_tokens.value)
+    assert at_optimum.value == pytest.approx(prediction.loss.value)
+    assert at_optimum.low == pytest.approx(prediction.run_loss.low, abs=0.01)
+    with pytest.raises(ValueError, match="parabolas tells only optima"):
+        fits["parabolas"].predict_run(1e8, 1e9)
+
+
+def test_too_few_resamples_give_no_interval() -> None:
+    few = fit(NOISY, n_resamples=19)
+    assert few.predict(1e21).loss.low is None
+    assert fit(NOISY, n_resamples=20).predict(1e21).loss.low is not None
+    assert few.predict(1e21, level=0.5).loss.low is not None
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        few.predict(1e21, level=1.0)
+    # Three sizes lie on their parabola: nothing tells how they scatter.
+    exact = fit(with_noise(isoflop_points(n_sizes=3), 0.003), "parabolas", n_resamples=50)
+    assert exact.resamples == ()
+    assert exact.predict(1e21).loss.low is None
+
+
+def test_record_gives_the_fit_again(fits: dict[str, Fit]) -> None:
+    for fitted in fits.values():
+        record = json.loads(json.dumps(fitted.record()))
+        assert Fit.of_record(record, "fit.json") == fitted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "guess"},
+        {"law": 3},
+        {"law": {}},
+        {"law": {"e": float("nan")}},
+        {"resamples": [[1, 2]]},
+        {"resamples": [["x"] * 6]},
+        {"flop_range": [2, 1]},
+        {"held_out": {"a": 1}},
+        {"scatter": float("inf")},
+    ],
+)
+def test_hostile_record_is_refused(fits: dict[str, Fit], change: dict[str, object]) -> None:
+    with pytest.raises(FormatError, match=r"fit\.json must hold fits"):
+        Fit.of_record(fits["vpnls"].record() | change, "fit.json")
+
+
+def test_clean_points_of_many_sizes_have_no_pitfalls(fits: dict[str, Fit]) -> None:
+    assert find_pitfalls(NOISY, fits["vpnls"]) == []
+    assert find_pitfalls(NOISY, fits["huber"]) == []
+    narrow = isoflop_points(2)
+    assert find_pitfalls(narrow, fit(narrow, "parabolas", n_resamples=20), LAW) == []
+
+
+def test_parabola_bias_is_that_of_the_table() -> None:
+    share_off, ratio = parabola_bias(isoflop_points(8), LAW, 1e24)
+    assert share_off == pytest.approx(0, abs=1e-9)
+    assert 100 * (ratio - 1) == pytest.approx(3.42, abs=0.006)
+    share_off, _ = parabola_bias(isoflop_points(2, drift=3), LAW, 1e24)
+    assert LAW.parameter_share + share_off == pytest.approx(0.4432, abs=6e-5)
+
+
+def test_pitfalls_name_wide_drifting_and_missing_sizes() -> None:
+    for points in (isoflop_points(16), isoflop_points(4, drift=3)):
+        found = find_pitfalls(points, fit(points, "parabolas", n_resamples=40), LAW)
+        assert [s.startswith("the sizes bias parabolas") for s in found][-1:] == [True]
+    # All sizes above the best one: the parabola's lowest place is a guess.
+    off = isoflop_points(1.6, n_sizes=5)
+    off = ScalingPoints.of_allocations(
+        off.n_parameters * 3, off.n_tokens / 3, LAW.loss(off.n_parameters * 3, off.n_tokens / 3)
+    )
+    found = find_pitfalls(off, fit(off, "parabolas", n_resamples=20))
+    assert len(found) == len(BUDGETS)
+    assert all("is outside of the sizes" in sentence for sentence in found)
+
+
+def test_pitfalls_of_laws_that_points_do_not_determine() -> None:
+    few = NOISY.take(np.arange(0, 35, 5))
+    assert any("7 points for 5 unknowns" in s for s in find_pitfalls(few, fit(few, n_resamples=20)))
+    flat = replace(NOISY, loss=np.full(len(NOISY), 3.0))
+    assert any("is 0" in s for s in find_pitfalls(flat, fit(flat, n_resamples=20)))
+    uneven = replace(NOISY, train_flops=NOISY.train_flops * np.geomspace(1, 1.5, len(NOISY)))
+    sentences = find_pitfalls(uneven, fit(uneven, n_resamples=20))
+    assert any("differ by a factor of 1.50" in sentence for sentence in sentences)
+
+
+def test_pitfalls_of_rough_methods(fits: dict[str, Fit]) -> None:
+    (found,) = find_pitfalls(NOISY, fits["min-runs"])
+    assert "up to a factor of 2.00 apart" in found
+    assert "before its schedule ends" in find_pitfalls(training_curves(8), fits["envelope"])[0]
+
+
+def test_extrapolation_over_two_decades_is_told(fits: dict[str, Fit]) -> None:
+    assert extrapolation_warning(fits["vpnls"], 9.9e21) is None
+    assert "2.5 decades" in str(extrapolation_warning(fits["vpnls"], 3.2e22))
+
+
+def coverage(method: str, n_sets: int, n_resamples: int) -> dict[str, float]:
+    """How often 90 % intervals hold the truth, ten times beyond the largest budget."""
+    truth = LAW.optimum(1e21)
+    expected = {
+        "share": LAW.parameter_share,
+        "n_parameters": truth.n_parameters,
+        "n_tokens": truth.n_tokens,
+        "loss": truth.loss,
+    }
+    hits = dict.fromkeys(expected, 0)
+    for seed in range(n_sets):
+        points = with_noise(isoflop_points(2, n_sizes=5), 0.003, seed)
+        fitted = fit(points, method, n_resamples=n_resamples, seed=seed)
+        prediction = fitted.predict(1e21)
+        found = {"share": fitted.shares()[0]} | {
+            name: getattr(prediction, name) for name in ("n_parameters", "n_tokens", "loss")
+        }
+        for name, interval in found.items():
+            hits[name] += interval.low <= expected[name] <= interval.high
+    return {name: n / n_sets for name, n in hits.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vpnls", "huber", "parabolas"])
+def test_intervals_cover_the_truth_as_often_as_they_say(method: str) -> None:
+    found = coverage(method, 200, 200)
+    print(method, found)
+    # Three binomial standard errors of 200 sets.
+    slack = 3 * (0.9 * 0.1 / 200) ** 0.5
+    kept = [name for name in found if not (method == "parabolas" and name == "loss")]
+    assert all(abs(found[name] - 0.9) <= slack for name in kept), found
+
+
+def test_laws_of_resamples_are_laws(fits: dict[str, Fit]) -> None:
+    for law in fits["huber"].resamples:
+        assert isinstance(law, LossLaw)
+        assert law.parameter_factor > 0
