@@ -137,6 +137,12 @@ def test_pitfalls_of_rough_methods(fits: dict[str, Fit]) -> None:
     assert "before its schedule ends" in find_pitfalls(training_curves(8), fits["envelope"])[0]
 
 
+def test_two_budgets_do_not_tell_the_irreducible_loss() -> None:
+    points = with_noise(isoflop_points(2, budgets=(1e18, 1e19)), 0.001)
+    found = find_pitfalls(points, fit(points, "parabolas", n_resamples=20))
+    assert "two budgets do not tell E: the loss is taken to fall to 0" in found
+
+
 def test_extrapolation_over_two_decades_is_told(fits: dict[str, Fit]) -> None:
     assert extrapolation_warning(fits["vpnls"], 9.9e21) is None
     assert "2.5 decades" in str(extrapolation_warning(fits["vpnls"], 3.2e22))

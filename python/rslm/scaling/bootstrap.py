@@ -18,7 +18,7 @@ from rslm.scaling.envelope import split_curves
 from rslm.scaling.frontier import FrontierLaw, Optima, fit_frontier
 from rslm.scaling.laws import LossLaw
 from rslm.scaling.parabolas import parabola_residuals
-from rslm.scaling.points import Array, ScalingPoints
+from rslm.scaling.points import Array, ScalingPoints, join
 
 Refit = Callable[[ScalingPoints, LossLaw, Array], list[LossLaw]]
 
@@ -68,8 +68,7 @@ def _curve_resampler(points: ScalingPoints) -> Callable[[np.random.Generator], S
     def resample(draw: np.random.Generator) -> ScalingPoints:
         # A curve that comes twice is lowest where it would be once.
         kept = np.unique(draw.integers(len(curves), size=len(curves)))
-        sizes = [curves[i].n_parameters[0] for i in kept]
-        return points.take(np.isin(points.n_parameters, sizes))
+        return join([curves[i] for i in kept])
 
     return resample
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from rslm.scaling.fit import optima_of
 from rslm.scaling.fitted import Fit, Interval, Prediction
@@ -48,7 +49,9 @@ def draw_fits(
     _draw_against_flops(axes[0, 1], fits, budgets, lambda p: p.n_parameters, "N*, parameters")
     _draw_against_flops(axes[0, 2], fits, budgets, lambda p: p.n_tokens, "D*, tokens")
     _draw_optima(axes[0, 1], axes[0, 2], points, fits, curves)
-    _draw_against_flops(axes[1, 0], fits, budgets, lambda p: p.loss, "loss at the optimum")
+    _draw_against_flops(
+        axes[1, 0], fits, budgets, lambda p: p.loss, "Loss at the optimum, and of all runs"
+    )
     largest = max(fit.flop_range[1] for fit in fits)
     for panel in (axes[0, 1], axes[0, 2], axes[1, 0]):
         panel.axvline(largest, color="#bbbbbb", linewidth=0.8, linestyle=":")
@@ -68,6 +71,16 @@ def _titled(axes: Axes, title: str, xlabel: str) -> None:
     axes.grid(color="#e2e2e2", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _log_sizes(axes: Axes) -> None:
+    """A logarithmic axis of sizes whose labels do not run into each other."""
+    axes.set_xscale("log")
+    low, high = np.log10(axes.get_xlim())
+    if high - low < 2:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+0", "e"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _budget_colours(n: int) -> Array:
@@ -103,7 +116,7 @@ def _draw_isoflops(axes: Axes, points: ScalingPoints, fits: Sequence[Fit]) -> No
             )
             inside = (sizes >= own.n_parameters.min()) & (sizes <= own.n_parameters.max())
             axes.plot(sizes[inside], law.loss(sizes, tokens)[inside], color=colour, linewidth=1)
-    axes.set_xscale("log")
+    _log_sizes(axes)
     what = "parabolas, x: lowest place" if has_parabolas else "lines: the law"
     _titled(axes, f"Loss of each budget ({what})", "N, parameters")
     if len(groups) <= 12:
@@ -163,7 +176,7 @@ def _draw_fitted(fitted: Axes, residual: Axes, points: ScalingPoints, fits: Sequ
     ends = [float(points.loss.min()), float(points.loss.max())]
     fitted.plot(ends, ends, color="#bbbbbb", linewidth=0.8)
     residual.axhline(0, color="#bbbbbb", linewidth=0.8)
-    residual.set_xscale("log")
+    _log_sizes(residual)
     _titled(fitted, "Fitted loss over measured loss", "measured loss, nats per token")
     _titled(residual, "Measured less fitted loss, %", "N, parameters")
     if not laws:

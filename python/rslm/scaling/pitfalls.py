@@ -40,6 +40,8 @@ def find_pitfalls(points: ScalingPoints, fit: Fit, reference: LossLaw | None = N
         found += _of_sizes(points)
     else:
         found += _of_envelope(points)
+    if fit.method in ("parabolas", "min-runs") and len(np.unique(points.budgets)) < 3:
+        found.append("two budgets do not tell E: the loss is taken to fall to 0")
     return found
 
 

@@ -21,7 +21,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -281,3 +281,11 @@ def complete(columns: Mapping[str, Array]) -> ScalingPoints:
         if name not in known:
             known[name] = known["train_flops"] / (FLOPS_FACTOR * known[other])
     return ScalingPoints(**known)
+
+
+def join(parts: Sequence[ScalingPoints]) -> ScalingPoints:
+    """The points of all parts in order; their budgets only where all have them."""
+    names = [name for name in COLUMNS if all(getattr(p, name) is not None for p in parts)]
+    return ScalingPoints(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    )
