@@ -298,6 +298,18 @@ def test_held_out_budgets_of_clean_points_are_told(method: str) -> None:
     assert noisy.rms_error > held.rms_error
 
 
+def test_runs_without_budgets_are_held_out_by_their_flops() -> None:
+    draw = np.random.default_rng(0)
+    n_parameters, n_tokens = np.exp(draw.uniform(np.log([[1e7], [1e9]]), np.log([[1e9], [1e11]]),
+                                                 size=(2, 40)))  # fmt: skip
+    points = ScalingPoints.of_allocations(n_parameters, n_tokens, LAW.loss(n_parameters, n_tokens))
+    one = replace(points, flop_budget=np.full(40, 1e18))
+    held = hold_out(one, "vpnls")
+    assert held is not None
+    assert held.n_points == 10
+    assert held.rms_error < 1e-9
+
+
 def test_points_that_determine_no_law_are_refused() -> None:
     points = isoflop_points()
     with pytest.raises(ValueError, match="at least 5 points are needed, got 4"):

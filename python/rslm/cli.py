@@ -31,6 +31,8 @@ EXTRAS = {
     "tensorboard": "track",
     "wandb": "track",
     "optuna": "sweep",
+    "starlette": "serve",
+    "uvicorn": "serve",
 }
 """Extras that bring packages; all others come with `train`."""
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
@@ -74,10 +76,11 @@ COMMANDS = {
     "profile attention": Command("commands.profile", "time and weigh the ways of attention"),
     "profile collectives": Command("commands.profile", "all-reduce, and training in processes"),
     "gpu-check": Command("commands.gpu_check", "check and time the kernels on this GPU"),
-    "scaling plan": Command("commands.scaling", "budgets x sizes as runs", reads_config=True),
-    "scaling run": Command("commands.scaling", "make the runs of a plan", reads_config=True),
-    "scaling fit": Command("commands.scaling", "fit scaling laws to runs or to a table"),
-    "scaling predict": Command("commands.scaling", "how laws would spend a budget"),
+    "scaling plan": Command("commands.scaling_plan", "budgets x sizes as runs", reads_config=True),
+    "scaling run": Command("commands.scaling_plan", "make the runs of a plan", reads_config=True),
+    "scaling fit": Command("commands.scaling_fit", "fit scaling laws to runs or to a table"),
+    "scaling predict": Command("commands.scaling_fit", "how laws would spend a budget"),
+    "scaling serve": Command("commands.scaling_serve", "train within a budget", reads_config=True),
     "runs ls": Command("commands.runs", "list the runs in a folder"),
     "runs show": Command("commands.runs", "describe a run"),
     "runs plot": Command("commands.runs", "draw a metric of several runs in one picture"),

@@ -24,8 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from rslm.architecture import TransformerConfig, train_flops_per_token
 from rslm.config import to_record
 from rslm.experiment.shapes import Counting, count_parameters, find_shape
@@ -121,7 +119,7 @@ def plan_isoflop(
     budgets = _checked(flop_budgets, n_sizes, width, tokens_per_parameter)
     guesses = [math.sqrt(budget / (6 * tokens_per_parameter)) for budget in budgets]
     if wsd_s:
-        wanted = np.geomspace(guesses[0] / width, guesses[-1] * width, n_sizes)
+        wanted = _spaced(guesses[0] / width, guesses[-1] * width, n_sizes)
         shapes = _shapes(base, wanted, counting)
         spent = [_near(shape, budgets, guesses, width, counting) for shape in shapes]
         return [
@@ -131,7 +129,7 @@ def plan_isoflop(
         ]
     runs = []
     for budget, guess in zip(budgets, guesses, strict=True):
-        wanted = np.geomspace(guess / width, guess * width, n_sizes)
+        wanted = _spaced(guess / width, guess * width, n_sizes)
         runs += [_run(base, shape, budget, counting) for shape in _shapes(base, wanted, counting)]
     return runs
 
@@ -151,6 +149,11 @@ def _checked(
     if not 1e-3 <= tokens_per_parameter <= 1e6:
         raise ValueError(f"tokens_per_parameter must be 0.001 to 1e6, got {tokens_per_parameter}")
     return budgets
+
+
+def _spaced(low: float, high: float, n: int) -> list[float]:
+    """Numbers with the same ratio between neighbours."""
+    return [float(low * (high / low) ** (i / (n - 1))) for i in range(n)]
 
 
 def _shapes(
@@ -215,7 +218,8 @@ def _batch_size(base: TrainConfig, model: TransformerConfig, flop_budget: float)
     """Sequences: the base's by the power of the tokens."""
     n_tokens = flop_budget / train_flops_per_token(model)
     of_base = base.n_steps * base.batch_size * base.model.context_length
-    return max(1, round(base.batch_size * (n_tokens / of_base) ** BATCH_EXPONENT))
+    growth: float = (n_tokens / of_base) ** BATCH_EXPONENT
+    return max(1, round(base.batch_size * growth))
 
 
 def _steps(model: TransformerConfig, batch_size: int, flop_budget: float) -> int:

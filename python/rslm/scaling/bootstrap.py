@@ -17,6 +17,7 @@ import numpy as np
 from rslm.scaling.envelope import split_curves
 from rslm.scaling.frontier import FrontierLaw, Optima, fit_frontier
 from rslm.scaling.laws import LossLaw
+from rslm.scaling.least_squares import chunks
 from rslm.scaling.parabolas import parabola_residuals
 from rslm.scaling.points import Array, ScalingPoints, join
 
@@ -29,8 +30,11 @@ def resample_law(
     """The laws of resamples; those that have no optimum are left out."""
     n_points = len(points)
     draw = np.random.default_rng(seed)
-    weights = draw.multinomial(n_points, np.full(n_points, 1 / n_points), size=n_resamples)
-    laws = refit(points, law, weights.astype(np.float64))
+    laws: list[LossLaw] = []
+    for part in chunks(n_resamples, n_points):
+        n_rows = min(part.stop, n_resamples) - part.start
+        weights = draw.multinomial(n_points, np.full(n_points, 1 / n_points), size=n_rows)
+        laws += refit(points, law, weights.astype(np.float64))
     return [law for law in laws if law.parameter_factor > 0 and law.token_factor > 0]
 
 
@@ -54,7 +58,9 @@ def resample_optima(
     draw = np.random.default_rng(seed)
     resample = _curve_resampler(points) if by_curve else _loss_resampler(points)
     laws: list[FrontierLaw] = []
-    for _ in range(n_resamples if resample is not None else 0):
+    if resample is None:
+        return laws
+    for _ in range(n_resamples):
         try:
             laws.append(fit_frontier(find(resample(draw))))
         except ValueError:

@@ -76,15 +76,24 @@ def fit(
         flop_range=(float(budgets.min()), float(budgets.max())),
         objective=_objective(points, method, law),
         scatter=_scatter(points, method, law),
-        resamples=tuple(_resamples(points, method, law, n_resamples, seed)),
+        resamples=tuple(resample(points, law, method, n_resamples, seed)),
         n_resamples=n_resamples,
         held_out=hold_out(points, method),
     )
 
 
-def _resamples(
-    points: ScalingPoints, method: Method, law: Law, n_resamples: int, seed: int
+def resample(
+    points: ScalingPoints, law: Law, method: Method, n_resamples: int, seed: int
 ) -> Sequence[Law]:
+    """The laws of resampled points; those that give none are missing.
+
+    Args:
+        points: all of them.
+        law: their law, from which each fit begins.
+        method: how it was fitted.
+        n_resamples: how many to draw.
+        seed: of the draws.
+    """
     if isinstance(law, LossLaw):
         refit = refit_vpnls if method == "vpnls" else refit_huber
         return resample_law(points, law, refit, n_resamples=n_resamples, seed=seed)
@@ -124,16 +133,23 @@ def _scatter(points: ScalingPoints, method: Method, law: Law) -> float | None:
 
 
 def hold_out(points: ScalingPoints, method: Method) -> HeldOut | None:
-    """Fits the smaller budgets and predicts the largest quarter of them; None where none fit."""
-    budgets = np.unique(points.budgets)
+    """Fits the smaller budgets and predicts the largest quarter of them; None where none fit.
+
+    Laws of N and D need no budgets: where there are fewer than three, the runs of the most FLOPs
+    are held out. Of training curves it is what lies in the last factor of 4.
+    """
+    own = points.budgets
+    budgets = np.unique(own)
     if method == "envelope":
-        # Curves have no budgets of their own: those of the top factor of 4 stand for them.
-        budgets = points.train_flops.max() / 4.0 ** np.arange(3, -1, -1)
+        own = points.train_flops
+        budgets = own.max() / 4.0 ** np.arange(3, -1, -1)
+    elif len(budgets) < 3 and method in ("vpnls", "huber"):
+        own = points.train_flops
+        budgets = np.unique(own)
     n_held = max(1, len(budgets) // 4)
     if len(budgets) <= n_held:
         return None
     border = budgets[-n_held - 1] * (1 + 1e-9)
-    own = points.train_flops if method == "envelope" else points.budgets
     try:
         law = fit_law(points.take(own <= border), method)
         if isinstance(law, LossLaw):

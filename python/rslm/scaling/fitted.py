@@ -187,17 +187,17 @@ class Fit:
             low, high = map(_finite, record["flop_range"])
             if method not in METHODS or not 0 < low <= high:
                 raise ValueError(f"method {method!r} and flop_range {low}, {high}")
-            held_out, scatter = record["held_out"], record["scatter"]
+            held_out = record["held_out"]
             return cls(
                 method=method,
                 law=kind.of_values(map(_finite, record["law"].values())),
                 n_points=int(record["n_points"]),
                 flop_range=(low, high),
-                objective=record["objective"],
-                scatter=None if scatter is None else _finite(scatter),
+                objective=_finite_or_none(record["objective"]),
+                scatter=_finite_or_none(record["scatter"]),
                 resamples=tuple(kind.of_values(map(_finite, row)) for row in record["resamples"]),
                 n_resamples=int(record["n_resamples"]),
-                held_out=None if held_out is None else HeldOut(**held_out),
+                held_out=None if held_out is None else _held_out(held_out),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{source} must hold fits of rslm scaling fit: {error!r}") from None
@@ -208,6 +208,16 @@ def _finite(value: Any) -> float:
     if not math.isfinite(number) or abs(number) > 1e300:
         raise ValueError(f"numbers must be finite, got {value}")
     return number
+
+
+def _finite_or_none(value: Any) -> float | None:
+    return None if value is None else _finite(value)
+
+
+def _held_out(record: Mapping[str, Any]) -> HeldOut:
+    counts = {name: int(record[name]) for name in ("n_budgets", "n_points")}
+    sizes = {name: _finite(record[name]) for name in ("flops_ratio", "mean_error", "rms_error")}
+    return HeldOut(**counts, **sizes)
 
 
 def _optimum_or_none(law: Law, flop_budget: float) -> Any:

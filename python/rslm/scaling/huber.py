@@ -35,6 +35,9 @@ GRID: dict[str, tuple[float, ...]] = {
 _ROUNDS = ((512, 10), (8, 40))
 """How many of the starts go on after how many steps."""
 
+_N_SCREENED = 256
+"""Points on which starts are compared; the law is that of all."""
+
 _EXPONENT_RANGE = (1e-6, 20.0)
 
 
@@ -124,12 +127,19 @@ def fit_huber(points: ScalingPoints) -> LossLaw:
         ValueError: there are fewer than five points, or they have one N or one D only.
     """
     require_enough(points)
-    starts = np.array(list(itertools.product(*GRID.values())))
-    logs = _Logarithms(points, np.ones((len(starts), len(points))))
+    logs = _Logarithms(points, np.ones((1, len(points))))
+    some = points.take(np.unique(np.linspace(0, len(points) - 1, _N_SCREENED).astype(int)))
+    polished = [_polish(logs, logs.theta(law)) for law in _screened(some)]
+    return logs.law(min(polished, key=lambda pair: pair[1])[0], points.flops_factor)
+
+
+def _screened(points: ScalingPoints) -> list[LossLaw]:
+    """The laws to which the best starts of the grid lead."""
+    found = np.array(list(itertools.product(*GRID.values())))
+    logs = _Logarithms(points, np.broadcast_to(1.0, (len(found), len(points))))
     n, d = logs.centres
-    starts[:, 0] -= starts[:, 3] * n
-    starts[:, 1] -= starts[:, 4] * d
-    found = starts
+    found[:, 0] -= found[:, 3] * n
+    found[:, 1] -= found[:, 4] * d
     for n_kept, n_iterations in _ROUNDS:
         led = [
             minimise(logs.expand, found[part], n_iterations=n_iterations, tolerance=1e-6)
@@ -137,8 +147,7 @@ def fit_huber(points: ScalingPoints) -> LossLaw:
         ]
         found, costs = (np.concatenate(parts) for parts in zip(*led, strict=True))
         found = found[np.argsort(costs, kind="stable")[:n_kept]]
-    polished = [_polish(logs, theta) for theta in found]
-    return logs.law(min(polished, key=lambda pair: pair[1])[0], points.flops_factor)
+    return [logs.law(theta, points.flops_factor) for theta in found]
 
 
 def _polish(logs: _Logarithms, theta: Array) -> tuple[Array, float]:

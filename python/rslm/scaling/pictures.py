@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -170,7 +171,7 @@ def _draw_fitted(fitted: Axes, residual: Axes, points: ScalingPoints, fits: Sequ
     laws = [(fit.method, fit.law) for fit in fits if isinstance(fit.law, LossLaw)]
     for method, law in laws:
         expected = law.loss(points.n_parameters, points.n_tokens)
-        style = {"s": 12, "color": COLOURS[method], "label": method, "alpha": 0.8}
+        style: dict[str, Any] = {"s": 12, "color": COLOURS[method], "label": method, "alpha": 0.8}
         fitted.scatter(points.loss, expected, **style)
         residual.scatter(points.n_parameters, 100 * (points.loss / expected - 1), **style)
     ends = [float(points.loss.min()), float(points.loss.max())]

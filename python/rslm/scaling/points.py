@@ -36,7 +36,7 @@ Array = npt.NDArray[np.float64]
 FLOPS_FACTOR = 6.0
 """FLOPs for each parameter and token: 2 forward, 4 backward."""
 
-MAX_POINTS = 1_000_000
+MAX_POINTS = 100_000
 _LARGEST = 1e60
 _SMALLEST = 1e-12
 _SAME_BUDGET = math.log(1.25)

@@ -97,7 +97,7 @@ def fit_vpnls(points: ScalingPoints) -> LossLaw:
     require_enough(points)
     axis = np.log(np.geomspace(*EXPONENTS, _N_GRID))
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=2).reshape(-1, 2)
-    projection = _Projection(points, np.ones((len(grid), len(points))))
+    projection = _Projection(points, np.broadcast_to(1.0, (len(grid), len(points))))
     errors = np.concatenate(
         [
             projection.expand(grid[part], np.arange(len(grid))[part]).cost
