@@ -29,7 +29,7 @@ LAYERS = [
     [
         *["corpus", "optim", "muon", "parametrisation", "data.*", "run_folder"],
         *["train_config", "terminal", "packing", "activation_memory", "matmul_peak"],
-        *["kernels.*", "scaling.*"],
+        *["html_report.*", "kernels.*", "scaling.*"],
     ],
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
@@ -58,7 +58,7 @@ TORCH_FREE = [
     *["run_folder", "runs", "series"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
     *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
-    *["profiling.cases", "profiling.tables", "experiment.*", "scaling.*"],
+    *["profiling.cases", "profiling.tables", "experiment.*", "html_report.*", "scaling.*"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.

@@ -78,7 +78,9 @@ def test_source_distribution_holds_the_sources_and_nothing_else(source_folder: P
         sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob(pattern)}
         assert sources <= files
     assert {"python/rslm/py.typed", "python/rslm/_rslm.pyi"} <= files
-    suffixes = {Path(name).suffix for name in files if (source_folder / name).is_file()}
+    assets = {f"python/rslm/html_report/page.{kind}" for kind in ("html", "css", "js")}
+    assert assets <= files
+    suffixes = {Path(name).suffix for name in files - assets if (source_folder / name).is_file()}
     assert suffixes <= {".rs", ".py", ".pyi", ".typed", ".toml", ".lock", ".md", ""}
 
 

@@ -91,6 +91,8 @@ def test_docstring_states_a_fact(source: str):
         assert not first_line.startswith(("This ", "A function", "A class", "A method")), first_line
 
 
-@pytest.mark.parametrize("name", ["py.typed", "_rslm.pyi", "presets/demo.toml"])
+@pytest.mark.parametrize(
+    "name", ["py.typed", "_rslm.pyi", "presets/demo.toml", "html_report/page.js"]
+)
 def test_package_data_is_installed(name: str):
     assert files("rslm").joinpath(name).is_file()

@@ -1,0 +1,184 @@
+"""What a page is made of: facts, tables, plots and texts, as data.
+
+All of it is text and numbers, never markup.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rslm.html_report.thinning import Series
+
+Tone = Literal["", "good", "bad", "muted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A number that the reader should see first, with what it is and a remark."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Facts side by side."""
+
+    facts: Sequence[Fact]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A field of a table.
+
+    Attributes:
+        value: what it is sorted by; None: last.
+        text: what it shows.
+        tone: how it is meant.
+        colour: number of the line in the plots that it stands for.
+    """
+
+    value: str | float | None
+    text: str
+    tone: Tone = ""
+    colour: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table that is sorted by a click on a heading.
+
+    Attributes:
+        caption: what it shows, in a sentence.
+        columns: headings, and for each what it means, or "".
+        rows: one cell a column; the first names the row.
+        is_sortable: not so where the order of rows means something.
+    """
+
+    caption: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Cell]]
+    is_sortable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A run in `Curves`: its series by metric; lines of one group share colour and switch."""
+
+    name: str
+    group: str
+    series: Mapping[str, Series]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Lines over an axis that the reader chooses, with zoom, smoothing and logarithmic axes.
+
+    Attributes:
+        caption: what they show, in a sentence.
+        axes: titles of the axes by key; the first is the one that others may be multiples of.
+        metrics: keys of what is drawn together, by title.
+        axis: key of the axis at first.
+        rough: metrics that are smoothed.
+        lines: the runs.
+    """
+
+    caption: str
+    axes: Mapping[str, str]
+    metrics: Mapping[str, Sequence[str]]
+    axis: str
+    rough: Sequence[str] = ()
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Points, a line, or the band between `y` and `high`."""
+
+    name: str
+    kind: Literal["points", "line", "band"]
+    x: Sequence[float]
+    y: Sequence[float]
+    high: Sequence[float] = ()
+    labels: Sequence[str] = ()
+    colour: int | None = None
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Traces over two axes."""
+
+    caption: str
+    x_title: str
+    y_title: str
+    traces: Sequence[Trace]
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """A row of a forest plot: an estimate with its interval, and what to make of it."""
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+    note: str = ""
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forest:
+    """Effects with their intervals, one below the other, around no effect."""
+
+    caption: str
+    x_title: str
+    effects: Sequence[Effect]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts side by side, of a moment that the reader chooses.
+
+    Attributes:
+        caption: what they are, in a sentence.
+        choice: what is chosen, in a word.
+        columns: for each name its texts by moment; moments ascend.
+    """
+
+    caption: str
+    choice: str
+    columns: Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """Sentences that stand apart, under a title."""
+
+    title: str
+    notes: Sequence[str]
+
+
+Block = Facts | Table | Curves | Plot | Forest | Texts | Notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a page."""
+
+    title: str
+    lead: str = ""
+    blocks: Sequence[Block] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A report: what it says in a sentence or two, its parts, where it comes from."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    footer: str = ""
