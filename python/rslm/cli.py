@@ -33,6 +33,7 @@ EXTRAS = {
     "optuna": "sweep",
     "starlette": "serve",
     "uvicorn": "serve",
+    "plotly": "report",
 }
 """Extras that bring packages; all others come with `train`."""
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define
@@ -89,6 +90,7 @@ COMMANDS = {
     "sweep": Command("commands.sweep", "try many values of options, and say which are best"),
     "compare": Command("commands.compare", "whether two groups of runs differ beyond noise"),
     "runs diff": Command("commands.runs", "compare the options and the results of two runs"),
+    "report": Command("commands.report", "one page on runs and studies, for a browser"),
 }
 
 

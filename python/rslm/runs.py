@@ -91,7 +91,11 @@ def read_run(path: Path) -> Run:
 
 def _read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file, none where there is no file yet."""
-    text = path.read_text() if path.exists() else ""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        place = f"an invalid byte at offset {error.start}"
+        raise FormatError(f"{path} must be UTF-8, got {place}") from None
     rows: list[Row] = []
     # A line that is still being written has no end.
     for number, line in enumerate(text.splitlines(keepends=True), 1):
