@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
-EXTRAS := train,dev
+EXTRAS := train,sweep,serve,report,dev
 ARGS ?=
 
 # What the extension is built from. A newer one of these rebuilds it, nothing else does.
