@@ -41,6 +41,13 @@ def test_intervals_hold_the_value_and_depend_on_the_seed_alone(fits: dict[str, F
         assert fit(points, method, n_resamples=60, seed=1).resamples != fitted.resamples
 
 
+def test_intervals_are_quantiles_of_the_resamples(fits: dict[str, Fit]) -> None:
+    for fitted in fits.values():
+        shares = [law.parameter_share for law in fitted.resamples]
+        found = fitted.shares(level=0.8)[0]
+        assert [found.low, found.high] == pytest.approx(np.quantile(shares, [0.1, 0.9]))
+
+
 def test_a_run_scatters_more_than_its_law(fits: dict[str, Fit]) -> None:
     fitted = fits["vpnls"]
     assert fitted.scatter == pytest.approx(0.003, rel=0.3)

@@ -215,9 +215,13 @@ def _finite_or_none(value: Any) -> float | None:
 
 
 def _held_out(record: Mapping[str, Any]) -> HeldOut:
-    counts = {name: int(record[name]) for name in ("n_budgets", "n_points")}
-    sizes = {name: _finite(record[name]) for name in ("flops_ratio", "mean_error", "rms_error")}
-    return HeldOut(**counts, **sizes)
+    return HeldOut(
+        n_budgets=int(record["n_budgets"]),
+        n_points=int(record["n_points"]),
+        flops_ratio=_finite(record["flops_ratio"]),
+        mean_error=_finite(record["mean_error"]),
+        rms_error=_finite(record["rms_error"]),
+    )
 
 
 def _optimum_or_none(law: Law, flop_budget: float) -> Any:
