@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PYTHON ?=
 EXTRAS := train,sweep,serve,report,dev
 ARGS ?=
+# Processes that run the tests, each file in one of them; 0 runs all in one, for a debugger.
+JOBS ?= 2
 
 # What the extension is built from. A newer one of these rebuilds it, nothing else does.
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml $(wildcard Cargo.lock)
@@ -66,11 +68,11 @@ demo: setup ## Train a tokenizer and a language model from raw text in minutes (
 
 test: setup ## Run the Rust and Python tests, and every benchmark once, untimed
 	cargo test --quiet $(LOCKED)
-	$(BIN)/python -m pytest --benchmark-disable --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --benchmark-disable --durations=10 $(ARGS)
 
 test-slow: setup ## Run the tests marked slow, and the property tests with many more examples
-	$(BIN)/python -m pytest --benchmark-disable -m "slow or hypothesis" \
-	  --hypothesis-profile=slow --timeout=1800 --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --benchmark-disable \
+	  -m "slow or hypothesis" --hypothesis-profile=slow --timeout=1800 --durations=10 $(ARGS)
 
 # Leaks are not looked for: a test of a killed writer leaks on purpose.
 sanitize: | tools ## Run the Rust tests under AddressSanitizer (needs a nightly toolchain)
