@@ -57,6 +57,8 @@ class Windows:
         """The report in a window of its own."""
         options = {"viewport": {"width": 1280, "height": 900}} | options
         page = self._browser.new_context(**options).new_page()
+        # On a machine that is busy with other things loading alone has taken 15 s.
+        page.set_default_timeout(120_000)
         self._pages.append(page)
         page.on("console", lambda message: self._problems.append(message.text))
         page.on("pageerror", lambda error: self._problems.append(str(error)))
@@ -95,7 +97,7 @@ def page(shared_page: Any, windows: Windows) -> Any:
 
 def wait_until(page: Any, expression: str) -> None:
     """Waits for an expression to hold, in a page whose policy forbids to look from within."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
         page.wait_for_timeout(50)
