@@ -8,6 +8,7 @@ import numpy as np
 
 from rslm.experiment.ablation_results import Ablation, ArmResult, judge
 from rslm.experiment.compare import curve_of, is_better
+from rslm.experiment.study import shown
 from rslm.process import printable
 
 BASELINE_COLOUR = "#4d4d4d"
@@ -55,7 +56,7 @@ def _drawn_metric(ablation: Ablation) -> str:
 
 def _baseline_name(baseline: ArmResult, axis: str) -> str:
     value = baseline.arm.labels.get(axis)
-    return "baseline" if value is None else f"{value} (baseline)"
+    return "baseline" if value is None else f"{shown(value)} (baseline)"
 
 
 def _draw_arm(axes: Any, result: ArmResult, metric: str, colour: str, name: str) -> None:

@@ -9,6 +9,7 @@ from rslm.experiment.ablate import AblationPlan, Arm
 from rslm.experiment.compare import common_metric, value_of, verdict
 from rslm.experiment.queue import Outcome
 from rslm.experiment.statistics import Difference, holm, paired_test
+from rslm.experiment.study import shown
 from rslm.runs import Run, read_run
 from rslm.series import duration
 from rslm.terminal import readable, with_prefix
@@ -229,7 +230,7 @@ def to_markdown(ablation: Ablation) -> str:
     first = ablation.results[0]
     n_tests = sum(result.test is not None for result in ablation.results)
     level = f"{_confidence(ablation):.0%}".replace("%", " %")
-    values = ", ".join(f"`{option}` = {_cell(v)}" for option, v in first.arm.labels.items())
+    values = ", ".join(f"`{option}` = {_cell(shown(v))}" for option, v in first.arm.labels.items())
     rows = [HEADER, ["---"] * len(HEADER), *to_rows(ablation)]
     lines = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     return "\n".join(
