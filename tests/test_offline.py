@@ -380,7 +380,7 @@ def test_variants_compile_without_a_spill_in_their_loops(variant: tuple[str, ...
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
-    [("--softcap", "30"), ("--softcap", "30", "--start"), ("--start",), ("--full",)],
+    [("--softcap", "30"), ("--softcap", "30", "--start"), ("--start",)],
     ids=" ".join,
 )
 def test_variants_pass_the_gate_everywhere(variant: tuple[str, ...]):
