@@ -74,7 +74,9 @@ def run_on_terminal(
     if child == 0:
         # The size must stand before the program asks for it.
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        os.execvpe(command[0], list(command), dict(environment))
+        # Which these would overrule, where pytest runs in several processes.
+        told = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES")}
+        os.execvpe(command[0], list(command), told)
     written = b""
     # Linux says so by an error when the last process on the terminal has ended.
     with contextlib.suppress(OSError):

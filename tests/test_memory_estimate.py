@@ -30,7 +30,8 @@ from rslm.optimizer_setup import build_optimizer
 from rslm.train_config import DataConfig, MuonConfig, OptimizerConfig, TrainConfig
 
 SMALL = {"vocab_size": 512, "context_length": 64, "d_model": 64, "n_layers": 3, "n_heads": 4}
-MUON = OptimizerConfig(algorithm="muon")
+# "auto" counts as float32, which it is where the CPU has no bfloat16 units.
+MUON = OptimizerConfig(algorithm="muon", muon=MuonConfig(orthogonalization_dtype="float32"))
 NORMUON = OptimizerConfig(algorithm="muon", muon=MuonConfig(normuon_beta2=0.9))
 REFERENCE = OptimizerConfig(implementation="reference")
 WIDE = {"vocab_size": 64, "d_model": 256}
