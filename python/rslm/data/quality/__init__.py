@@ -1,0 +1,1 @@
+"""Quality rules of the published recipes, as plain functions."""
