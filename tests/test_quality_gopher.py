@@ -118,8 +118,8 @@ def test_gopher_bullet_lines(bullet: str, versions: set[str]):
     def over(text: str) -> set[str]:
         return {version for version in ALL if hits(text, version) == "bullet_lines"}
 
-    assert over(lines(20, 18, lambda line: f"{bullet} {line}")) == set()
-    assert over(lines(20, 19, lambda line: f"{bullet} {line}")) == versions
+    assert over(lines(100, 90, lambda line: f"{bullet} {line}")) == set()
+    assert over(lines(100, 91, lambda line: f"{bullet} {line}")) == versions
 
 
 ELLIPSES = {
@@ -136,8 +136,8 @@ def test_gopher_ellipsis_lines(ellipsis: str, versions: set[str]):
     def over(text: str) -> set[str]:
         return {version for version in ALL if hits(text, version) == "ellipsis_lines"}
 
-    assert over(lines(20, 6, lambda line: line + ellipsis)) == set()
-    assert over(lines(20, 7, lambda line: line + ellipsis)) == versions
+    assert over(lines(100, 30, lambda line: line + ellipsis)) == set()
+    assert over(lines(100, 31, lambda line: line + ellipsis)) == versions
 
 
 def test_gopher_lines_count_empty_ones_but_in_dclm():

@@ -236,11 +236,8 @@ def test_dclm_edits_lines(tail: str, left: str, reason: str):
     assert verdict.lines_removed == ({reason: 1} if reason else {})
 
 
-@pytest.mark.parametrize(("n_lost", "decision"), [(14, "edit"), (15, "edit"), (16, "drop")])
+@pytest.mark.parametrize(("n_lost", "decision"), [(49, "edit"), (50, "edit"), (51, "drop")])
 def test_dclm_drops_a_page_that_loses_more_than_a_twentieth(n_lost: int, decision: str):
-    text = "".join(BODY.splitlines(keepends=True)[:18])  # 270 words
-    n_kept = len(text.split())
-    lost = "\n".join(["word"] * n_lost)
-    filler = " ".join(["more"] * (300 - n_kept - n_lost))
-    verdict = edit_lines(Page(f"{text}\n{filler}\n{lost}" if filler else f"{text}\n{lost}"))
+    filler = " ".join(["more"] * (1000 - 300 - n_lost))
+    verdict = edit_lines(Page(f"{BODY}{filler}" + "\nword" * n_lost))
     assert (verdict.decision, verdict.lines_removed) == (decision, {"dclm_short_line": n_lost})

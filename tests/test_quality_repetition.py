@@ -266,3 +266,11 @@ def test_stripped_lines_are_the_same_to_paper_and_dclm_only():
     assert reason(text, "paper") == reason(text, "dclm") == "lines"
     assert reason(text, "fineweb") not in {"lines", "line_characters"}, "3 of 10 are later copies"
     assert reason(text, "dolma") == "lines", "6 of 10 are members of a set"
+
+
+def test_empty_lines_are_lines_to_dolma_only():
+    text = "\n\n\n".join(unique(i, 60) for i in range(40))
+    assert {reading: reason(text, reading) for reading in READINGS} == {
+        **dict.fromkeys(READINGS, ""),
+        "dolma": "lines",
+    }

@@ -53,9 +53,7 @@ def edit_lines(page: Page) -> Verdict:
     for reason, goes in LINE_RULES.items():
         kept = [line for line in text.split("\n") if not goes(line)]
         removed[reason] = text.count("\n") + 1 - len(kept)
-        text = "\n".join(kept)
-        # The rule on short lines is the one after which nothing is stripped.
-        text = text if reason == "dclm_short_line" else text.strip()
+        text = "\n".join(kept).strip()
     for pattern in _FURNITURE:
         lines = [(line, without(line, pattern)) for line in text.split("\n")]
         kept = [after for before, after in lines if not before or after.strip()]
