@@ -55,6 +55,13 @@ def test_repetition_is_no_rule_of_the_course_and_of_c4(preset: Preset, reason: s
     assert check_quality(text, preset).reason == reason
 
 
+def test_fineweb_alone_looks_for_repetition_first():
+    reasons = {preset: check_quality("The cat sat down. " * 5, preset).reason for preset in NAMES}
+    assert reasons.pop("c4") == ""
+    assert reasons.pop("fineweb") == reasons.pop("fineweb_2024") == "repetition_top_2_gram"
+    assert set(reasons.values()) == {"gopher_too_few_words"}
+
+
 @pytest.mark.parametrize("preset", NAMES)
 def test_empty_and_blank_pages_go(preset: Preset):
     reasons = {
