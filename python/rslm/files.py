@@ -85,6 +85,24 @@ def read_parquet(
         ValueError: pyarrow is missing, or there is no such column of strings.
         corrupt: the file is no Parquet file, is corrupt, or a row holds no text.
     """
+    with open_parquet(path, corrupt=corrupt) as file:
+        for texts, row in _rows(file, path, column, first_row):
+            if texts.null_count:
+                missing = row + texts.is_null().index(True).as_py()
+                raise corrupt(f"{path}: row {missing}: must hold a text, got null")
+            done = row + len(texts)
+            content, ends = _content(texts)
+            yield content, ends, os.path.getsize(path) * done // file.metadata.num_rows
+
+
+@contextlib.contextmanager
+def open_parquet(path: str | os.PathLike[str], *, corrupt: type[ValueError]) -> Iterator[Any]:
+    """The file as pyarrow's `ParquetFile`, whose errors within the block are told as ours.
+
+    Raises:
+        ValueError: pyarrow is missing.
+        corrupt: the file is no Parquet file, or is corrupt.
+    """
     try:
         import pyarrow.lib
         from pyarrow import parquet
@@ -94,18 +112,20 @@ def read_parquet(
         ) from error
     try:
         with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
-            for texts, row in _rows(file, path, column, first_row):
-                if texts.null_count:
-                    missing = row + texts.is_null().index(True).as_py()
-                    raise corrupt(f"{path}: row {missing}: must hold a text, got null")
-                done = row + len(texts)
-                content, ends = _content(texts)
-                yield content, ends, os.path.getsize(path) * done // file.metadata.num_rows
+            yield file
     # A system's error has a number; pyarrow reports corrupt data as OSError without one.
     except (pyarrow.lib.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise corrupt(f"{path}: not a whole Parquet file: {error}") from error
+
+
+def parquet_batches(file: Any, group: int, columns: list[str] | None = None) -> Iterator[Any]:
+    """Record batches of a row group, a few megabytes each."""
+    metadata = file.metadata.row_group(group)
+    n_bytes = max(metadata.total_byte_size, 1)
+    batch_size = min(max(_BATCH_BYTES * metadata.num_rows // n_bytes, 1), 1 << 16)
+    yield from file.iter_batches(batch_size, row_groups=[group], columns=columns)
 
 
 def _rows(
@@ -122,9 +142,7 @@ def _rows(
         if row + n_rows <= first_row:
             row += n_rows
             continue
-        n_bytes = max(metadata.row_group(group).total_byte_size, 1)
-        batch_size = min(max(_BATCH_BYTES * n_rows // n_bytes, 1), 1 << 16)
-        for batch in file.iter_batches(batch_size, row_groups=[group], columns=[column]):
+        for batch in parquet_batches(file, group, [column]):
             texts = batch.column(0)[max(first_row - row, 0) :]
             row += len(batch)
             if len(texts):
