@@ -195,6 +195,15 @@ def test_junk_never_raises(tmp_path_factory: pytest.TempPathFactory, junk: bytes
     assert len(set(ids(records)) & set(range(4))) >= 2
 
 
+def test_many_damaged_members_lose_only_themselves(tmp_path: Path):
+    members = [gzip.compress(record, mtime=0) for record in RECORDS * 20]
+    for number in range(1, 160, 2):
+        members[number] = members[number][:40] + b"\xff\xff" + members[number][42:]
+    records, skipped = read_bytes(tmp_path, b"".join(members))
+    assert ids(records) == [0, 2, 4, 6] * 20
+    assert skipped == {"corrupt_member": 80}
+
+
 def test_member_with_wrong_checksum_is_not_given(tmp_path: Path):
     members = [gzip.compress(record, mtime=0) for record in RECORDS[:3]]
     members[1] = members[1][:-8] + b"\0\0\0\0" + members[1][-4:]

@@ -8,6 +8,7 @@ not packed is one segment. Which it is, the file's first bytes say, not its name
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import zlib
@@ -317,7 +318,8 @@ def _inflate(file: BinaryIO, start: int) -> Generator[tuple[bytes, int], None, i
         try:
             piece = unpacker.decompress(packed, _PIECE_BYTES)
         except zlib.error:
-            yield _before_error(before, packed), position - start
+            piece, n_good = _before_error(before, packed)
+            yield piece, position - len(packed) + n_good - start
             raise _DamagedError("corrupt_member") from None
         packed = unpacker.unconsumed_tail
         if at_end and not piece:
@@ -326,15 +328,14 @@ def _inflate(file: BinaryIO, start: int) -> Generator[tuple[bytes, int], None, i
     return position - len(unpacker.unused_data)
 
 
-def _before_error(unpacker: zlib._Decompress, packed: bytes) -> bytes:
-    """What unpacks before the error; a call that fails gives none of it."""
-    pieces = []
-    for at in range(len(packed)):
-        try:
+def _before_error(unpacker: zlib._Decompress, packed: bytes) -> tuple[bytes, int]:
+    """What unpacks before the error, of how many bytes; a call that fails gives none of it."""
+    pieces: list[bytes] = []
+    # Each gives a piece, but for the one with the error.
+    with contextlib.suppress(zlib.error):
+        for at in range(len(packed)):
             pieces.append(unpacker.decompress(packed[at : at + 1]))
-        except zlib.error:
-            break
-    return b"".join(pieces)
+    return b"".join(pieces), len(pieces)
 
 
 class _Part(io.RawIOBase):
