@@ -24,6 +24,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 # What of a member is looked at to tell whether one begins there.
 _PROBE_BYTES = 1 << 12
+_RESERVED_FLAG, _RESERVED_BLOCK, _MAX_BLOCK_BYTES = 8, 3, 1 << 17
 # So much may be put back before it must be in proportion to what was read.
 _UNREAD_FREE_BYTES = 64 << 20
 # A member may inflate to this much whatever the ratio.
@@ -128,6 +129,8 @@ class ByteStream:
         if self._is_packed or self._n_unread > _UNREAD_FREE_BYTES + 4 * self._n_pulled:
             return
         self._file.seek(-len(self._buffer) - n_bytes, io.SEEK_CUR)
+        # They are pulled a second time, which must not allow for more of the same.
+        self._n_pulled -= len(self._buffer) + n_bytes
         self._buffer.clear()
         self._pieces, self._ended = _plain(self._file), False
 
@@ -381,7 +384,7 @@ def _unpack_zstd(file: BinaryIO, start: int) -> Generator[tuple[bytes, int], Non
 
 
 def _zstd_frame(file: BinaryIO, start: int) -> tuple[int, bool]:
-    """Where a frame ends, or the file does before, and whether it holds data.
+    """Where a frame ends, or its damage or the file does before, and whether it holds data.
 
     Source: RFC 8878, sections 3.1.1 and 3.1.2.
     """
@@ -390,12 +393,12 @@ def _zstd_frame(file: BinaryIO, start: int) -> tuple[int, bool]:
     size = file.seek(0, io.SEEK_END)
     if _SKIPPABLE.match(head):
         return min(start + 8 + int.from_bytes(head[4:8], "little"), size), False
-    if not head.startswith(_ZSTD) or len(head) < 5:
+    flags = head[4] if len(head) > 4 else _RESERVED_FLAG
+    if not head.startswith(_ZSTD) or flags & _RESERVED_FLAG:
         raise _DamagedError("corrupt_member")
-    flags = head[4]
     single = flags >> 5 & 1
     at = start + 5 + (1 - single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
-    last = False
+    first, last = at, False
     while not last:
         file.seek(at)
         block = file.read(3)
@@ -403,6 +406,12 @@ def _zstd_frame(file: BinaryIO, start: int) -> tuple[int, bool]:
             return size, True
         header = int.from_bytes(block, "little")
         last, kind = bool(header & 1), header >> 1 & 3
+        if kind == _RESERVED_BLOCK or header >> 3 > _MAX_BLOCK_BYTES:
+            # Nothing is unpacked of what only looks like a frame: pyarrow 26 keeps 8 kB of
+            # every one that ends in an error.
+            if at == first:
+                raise _DamagedError("corrupt_member")
+            return at, True
         # A block of one repeated byte takes one, whatever its size.
         at += 3 + (1 if kind == 1 else header >> 3)
     return min(at + 4 * (flags >> 2 & 1), size), True

@@ -103,19 +103,20 @@ def unchunk(body: bytes) -> bytes:
     From the place on where what follows is no chunk, and in a chunk that is cut, the bytes are
     taken as they are.
     """
-    pieces, at = [], 0
+    joined, n_chunks, at = bytearray(), 0, 0
     while size := _CHUNK.match(body, at):
         n_bytes = int(size[1], 16)
         start, end = size.end(), size.end() + n_bytes
-        pieces.append(body[start:end])
+        joined += body[start:end]
+        n_chunks += 1
         if n_bytes == 0:
-            return b"".join(pieces)
+            return bytes(joined)
         line_end = 2 if body[end : end + 2] == b"\r\n" else int(body[end : end + 1] == b"\n")
         if end < len(body) and not line_end:
             # A size in a body without chunks: nothing of it was one.
-            return body if len(pieces) == 1 else b"".join(pieces) + body[end:]
+            return body if n_chunks == 1 else bytes(joined) + body[end:]
         at = end + line_end
-    return b"".join(pieces) + body[at:]
+    return bytes(joined) + body[at:]
 
 
 def _unpacked(body: bytes, coding: str, limits: Limits) -> tuple[bytes, str]:

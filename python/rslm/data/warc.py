@@ -22,7 +22,8 @@ _BEGINS = b"WARC/"
 _VERSION = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n")
 # After a broken record: a version at the start of a line, and a header under it.
 _RECORD = re.compile(rb"(?<=\n)WARC/\d+\.\d+[ \t]*\r?\n[A-Za-z-]+[ \t]*:")
-_BLANK_LINE = re.compile(rb"\n\r?\n")
+# What ends a header: a blank line, or another record before it.
+_HEADER_END = re.compile(rb"\n\r?\n|\n(?=WARC/\d)")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _SCAN_BYTES = 1 << 16
 # More than a pattern of _RECORD takes.
@@ -137,14 +138,14 @@ def _read_headers(stream: ByteStream, limits: Limits) -> Headers:
     """The header of a record; leaves a stream without one at the next record."""
     start = stream.peek(min(4096, limits.max_header_bytes))
     version = _VERSION.match(start)
-    end = _BLANK_LINE.search(start)
+    end = _HEADER_END.search(start)
     if version and not end:
         start = stream.peek(limits.max_header_bytes)
-        end = _BLANK_LINE.search(start)
-    if version and end:
+        end = _HEADER_END.search(start)
+    if version and end and len(end[0]) > 1:
         stream.skip(end.end())
         return parse_headers(start[version.end() : end.start()])
-    cut = bool(version) and len(start) < limits.max_header_bytes
+    cut = bool(version) and not end and len(start) < limits.max_header_bytes
     _find_record(stream, stream.read(1))
     raise _BrokenError("truncated" if cut else "bad_header")
 
