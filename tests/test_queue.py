@@ -1,4 +1,6 @@
 import io
+import json
+import math
 import os
 import signal
 import subprocess
@@ -210,6 +212,44 @@ def test_damaged_study_is_refused(tmp_path: Path) -> None:
         (tmp_path / "study.json").write_text(text)
         with pytest.raises(FormatError, match=r"study.json (is not JSON|must be an object)"):
             run_all([], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"hash": []},
+        {"labels": [1]},
+        {"folder": []},
+        {"status": 3},
+        {"seconds": "x"},
+        {"seconds": math.nan},
+        {"seconds": 10**400},
+        {"labels": {"flop_budgets": ["x"]}},
+        {"labels": {"flop_budgets": 3}},
+    ],
+)
+def test_run_of_wrong_types_is_refused(tmp_path: Path, run: dict[str, Any]) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"runs": [run]}))
+    with pytest.raises(FormatError, match=r"/study.json: "):
+        read_study(tmp_path)
+
+
+def test_runs_of_an_earlier_plan_are_kept(tmp_path: Path) -> None:
+    run_all([planned(0)], tmp_path, study={"kind": "scaling"})
+    run_all([planned(1)], tmp_path, study={"kind": "scaling"})
+    assert [run["labels"]["seed"] for run in read_study(tmp_path)["runs"]] == [0, 1]
+    assert statuses(tmp_path) == ["finished", "finished"]
+
+
+def test_folder_of_another_study_or_a_run_is_refused(tmp_path: Path) -> None:
+    (outcome,) = run_all([planned()], tmp_path, study={"kind": "ablate"})
+    before = (tmp_path / "study.json").read_bytes()
+    with pytest.raises(ValueError, match=f"^{tmp_path} holds a study of kind ablate, not sweep"):
+        run_all([planned()], tmp_path, study={"kind": "sweep"})
+    assert (tmp_path / "study.json").read_bytes() == before
+    with pytest.raises(ValueError, match="folder of a study must not be that of a run"):
+        run_all([planned()], outcome.path, study={"kind": "ablate"})
+    assert not (outcome.path / "study.json").exists()
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a\nb", "-" * 201, " a"])

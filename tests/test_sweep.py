@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rslm.cli import main
 from rslm.config import read_config
+from rslm.errors import FormatError
 from rslm.experiment import child
 from rslm.experiment.halving import Halving, value_by
 from rslm.experiment.queue import Outcome, PlannedRun
@@ -22,7 +23,7 @@ from rslm.experiment.space import Dimension, grid_points, parse_dimension, rando
 from rslm.experiment.study import read_study
 from rslm.experiment.sweep import Sweep, run_sweep
 from rslm.experiment.sweep_results import analyse, stability_edge, to_preset
-from rslm.experiment.tpe import Tpe
+from rslm.experiment.tpe import STORAGE, Tpe
 from rslm.runs import Run
 from rslm.train_config import TrainConfig
 
@@ -213,6 +214,43 @@ def test_tpe_goes_on_with_new_points(base: dict[str, Any], tmp_path: Path):
     assert n_starts(tmp_path) == n_runs
     with pytest.raises(ValueError, match="holds a sweep of other options"):
         run_sweep(make_sweep(base | {"n_steps": 6}, method="tpe", space=space), tmp_path)
+
+
+def test_tpe_refuses_another_space_and_stays_usable(base: dict[str, Any], tmp_path: Path):
+    pytest.importorskip("optuna")
+    sweeps = [
+        make_sweep(base, method="tpe", n_runs=1, space=[parse_dimension(f"{RATE}={scale}")])
+        for scale in ("log:1e-4..1e-1", "linear:1e-4..1e-1")
+    ]
+    run_sweep(sweeps[0], tmp_path)
+    with pytest.raises(ValueError, match="holds a sweep of another space"):
+        run_sweep(sweeps[1], tmp_path)
+    assert len(run_sweep(sweeps[0], tmp_path)) == n_starts(tmp_path) == 1
+
+
+def test_tpe_passes_over_points_that_were_asked_for_in_part(tmp_path: Path):
+    optuna = pytest.importorskip("optuna")
+    space = [parse_dimension(f"{RATE}=log:1e-4..1")]
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / STORAGE))
+    storage = optuna.storages.JournalStorage(backend)
+    optuna.create_study(storage=storage, study_name="sweep").ask()
+    tpe = Tpe(space, 1, tmp_path)
+    asked = tpe.next()
+    assert asked is not None
+    assert (asked[0], list(asked[1])) == (1, [RATE])
+    assert tpe.next() is None
+
+
+@pytest.mark.parametrize("damage", [b"\x00\xff\n", b"[]\n", b'{"op_code": 0', b'{"op_code": 99}\n'])
+def test_damaged_journal_is_refused(tmp_path: Path, damage: bytes):
+    pytest.importorskip("optuna")
+    space = [parse_dimension(f"{RATE}=log:1e-4..1")]
+    Tpe(space, 1, tmp_path)
+    with (tmp_path / STORAGE).open("ab") as file:
+        file.write(damage)
+    for _ in range(2):
+        with pytest.raises(FormatError, match=f"{STORAGE} must be a journal of optuna"):
+            Tpe(space, 1, tmp_path)
 
 
 KILLED = """

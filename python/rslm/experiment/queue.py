@@ -89,7 +89,8 @@ class Queue:
         study: what `study.json` says besides its `runs`; as before unless given.
 
     Raises:
-        ValueError: two runs are alike, or `n_processes` is below 1.
+        ValueError: two runs are alike, `n_processes` is below 1, or the folder is that of a run or
+            of a study of another kind.
         FormatError: the `study.json` that is there is damaged.
         BlockingIOError: another process works on the study.
     """
@@ -105,8 +106,16 @@ class Queue:
         if n_processes < 1:
             raise ValueError(f"n_processes must be at least 1, got {n_processes}")
         self.folder, self.n_processes = folder, n_processes
+        if (folder / "config.toml").exists():
+            raise ValueError(f"folder of a study must not be that of a run, got {folder}")
         before = read_study(folder)
-        self._known = {entry.get("hash"): entry for entry in before.get("runs", [])}
+        kind = (study or before).get("kind")
+        if before.get("kind", kind) != kind:
+            raise ValueError(
+                f"{folder} holds a study of kind {before['kind']}, not {kind}; name another folder"
+            )
+        self._before = before.get("runs", [])
+        self._known = {entry.get("hash"): entry for entry in self._before}
         rest = before if study is None else study
         self._study = {key: value for key, value in rest.items() if key != "runs"}
         self._entries: dict[str, Record] = {}
@@ -286,7 +295,9 @@ class Queue:
             self._write()
 
     def _write(self) -> None:
-        study = self._study | {"runs": list(self._entries.values())}
+        # What was made by another plan is still there, and a report is to show it.
+        others = [entry for entry in self._before if entry.get("hash") not in self._entries]
+        study = self._study | {"runs": others + list(self._entries.values())}
         write_atomically(self.folder / STUDY_FILE, json.dumps(study, indent=1).encode())
 
 

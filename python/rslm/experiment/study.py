@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ SETTLED = ("finished", "diverged", "pruned")
 """Ends that another call does not try to change; a run that failed is begun again."""
 
 _MAX_NAME_BYTES = 200
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "hash", "folder", "status", "message"), str),
+    "labels": dict,
+    "seconds": (int, float),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,4 +120,21 @@ def read_study(folder: Path) -> Record:
     runs = study.get("runs", []) if isinstance(study, dict) else None
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise FormatError(f"{path} must be an object with a list of runs")
+    for run in runs:
+        for key, kinds in _KINDS.items():
+            if key in run and not (isinstance(run[key], kinds) and _is_finite(run[key])):
+                raise FormatError(f"{path}: {key} of a run cannot be {run[key]!r:.80}")
+        budgets = run.get("labels", {}).get("flop_budgets", [])
+        if not isinstance(budgets, list) or not all(map(_is_number, budgets)):
+            raise FormatError(f"{path}: flop_budgets must be numbers, got {budgets!r:.80}")
     return dict(study)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value can be counted with, if it is a number at all."""
+    # A whole number of JSON may be larger than any float.
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max

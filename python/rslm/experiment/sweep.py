@@ -100,12 +100,16 @@ def planned_runs(sweep: Sweep, folder: Path) -> list[PlannedRun]:
 def _earlier_runs(sweep: Sweep, folder: Path) -> list[PlannedRun]:
     """The runs of TPE's points so far, which a failed one is not: it chose another in its place."""
     planned = []
+    study = read_study(folder)
+    if "space" in study and study["space"] != _space_records(sweep):
+        raise ValueError(f"{folder} holds a sweep of another space, name another folder")
     options = {dimension.option for dimension in sweep.space}
-    for entry in read_study(folder).get("runs", []):
-        run = sweep.plan(entry["labels"]) if entry["labels"].keys() == options else None
-        if run is None or run.hash != entry["hash"]:
+    for entry in study.get("runs", []):
+        labels = entry.get("labels", {})
+        run = sweep.plan(labels) if labels.keys() == options else None
+        if run is None or run.hash != entry.get("hash"):
             raise ValueError(f"{folder} holds a sweep of other options, name another folder")
-        if entry["status"] != "failed":
+        if entry.get("status") != "failed":
             planned.append(run)
     return planned
 
@@ -122,7 +126,7 @@ def run_sweep(
     Raises:
         ValueError: options do not go together, or the folder holds another sweep by TPE.
         OSError: a token file is missing.
-        FormatError: a token file is damaged.
+        FormatError: a token file, or what TPE noted, is damaged.
         ModuleNotFoundError: TPE needs optuna.
         KeyboardInterrupt: Ctrl-C; all runs have saved where they stood.
         SystemExit: SIGTERM, likewise, with code 75.
@@ -134,7 +138,7 @@ def run_sweep(
         "kind": "sweep",
         "method": sweep.method,
         "metric": sweep.metric,
-        "space": [_space_record(dimension) for dimension in sweep.space],
+        "space": _space_records(sweep),
     }
     with Queue(folder, planned, n_processes=n_processes, study=study) as queue:
         tpe = None
@@ -143,6 +147,10 @@ def run_sweep(
         loop = _Loop(sweep, queue, tpe, on_change)
         loop.work({run.hash for run in planned})
     return list(loop.outcomes.values())
+
+
+def _space_records(sweep: Sweep) -> list[Record]:
+    return [_space_record(dimension) for dimension in sweep.space]
 
 
 def _space_record(dimension: Dimension) -> Record:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rslm.errors import FormatError
 from rslm.experiment.space import Dimension, Point
 from rslm.experiment.study import Outcome
 
@@ -28,19 +29,17 @@ class Tpe:
 
     Raises:
         ModuleNotFoundError: optuna is not installed.
+        FormatError: the file is damaged.
     """
 
     def __init__(
         self, space: Sequence[Dimension], n_runs: int, folder: Path, seed: int = 0
     ) -> None:
         import optuna
-        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
-        backend = JournalFileBackend(str(folder / STORAGE))
-        storage = optuna.storages.JournalStorage(backend)
-        self._study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
+        self._study = _open_study(folder / STORAGE)
         trials = self._study.get_trials(deepcopy=False)
         # Seeded anew by how far the sweep is: with the seed alone a sampler would begin again with
         # the points of the call before.
@@ -52,8 +51,15 @@ class Tpe:
             n_startup_trials=max(5, n_runs // 4),
         )
         states = optuna.trial.TrialState
-        self._open = [trial for trial in trials if trial.state == states.RUNNING]
-        self._n_left = n_runs - sum(trial.state != states.FAIL for trial in trials)
+        running = [trial for trial in trials if trial.state == states.RUNNING]
+        options = {dimension.option for dimension in space}
+        # Where a call was killed between asking for a point and noting all of it.
+        torn = [trial for trial in running if trial.params.keys() != options]
+        for trial in torn:
+            self._study.tell(trial.number, state=states.FAIL)
+        self._open = [trial for trial in running if trial not in torn]
+        n_failed = sum(trial.state == states.FAIL for trial in trials) + len(torn)
+        self._n_left = n_runs - (len(trials) - n_failed)
 
     def next(self) -> tuple[int, Point] | None:
         """A point that was left open, or a new one."""
@@ -83,6 +89,23 @@ class Tpe:
         else:
             failed = outcome.status == "failed"
             self._study.tell(number, state=TrialState.FAIL if failed else TrialState.PRUNED)
+
+
+def _open_study(path: Path) -> "optuna.Study":
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    data = path.read_bytes() if path.exists() else b""
+    try:
+        # optuna would append to a torn line, and fail at the next look.
+        if data and not data.endswith(b"\n"):
+            raise ValueError("its last line is torn")
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        return optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
+    except (
+        *(AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError),
+    ) as error:
+        raise FormatError(f"{path} must be a journal of optuna: {error!r:.200}") from None
 
 
 def _distribution(dimension: Dimension) -> "optuna.distributions.BaseDistribution":
