@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -180,6 +181,39 @@ def test_without_a_budget_or_with_damaged_books_nothing_begins(tmp_path: Path) -
             Ledger(tmp_path, BASE, BUDGET)
 
 
+def spoil_run(**changes: Any) -> Any:
+    return lambda books: books["runs"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(spoil_run(**{key: []}) for key in ("id", "name", "folder", "status", "options")),
+        *(spoil_run(labels=labels) for labels in (3, [1], {"seed": math.nan})),
+        spoil_run(name="../a"),
+        spoil_run(id="0" * 12),
+        spoil_run(folder="../elsewhere"),
+        spoil_run(status="waits"),
+        spoil_run(reserved_flops=10**400),
+        spoil_run(charged_flops=math.nan),
+        lambda books: books["runs"].append(books["runs"][0]),
+        lambda books: books.update(flop_budget=10**400),
+        lambda books: books.update(flop_budget="1"),
+        lambda books: books.update(base=[]),
+        lambda books: books.update(prediction={"loss": "low"}),
+        lambda books: books.update(prediction=[1]),
+    ],
+)
+def test_books_of_wrong_types_are_refused(tmp_path: Path, spoil: Any) -> None:
+    Ledger(tmp_path, BASE, BUDGET).submit({"seed": 1})
+    path = tmp_path / "ledger.json"
+    books = json.loads(path.read_text())
+    spoil(books)
+    path.write_text(json.dumps(books))
+    with pytest.raises(FormatError, match=r"ledger\.json must be the books"):
+        Ledger(tmp_path, BASE)
+
+
 @pytest.mark.parametrize(
     "prediction",
     [{}, {"loss": 1}, {"flop_budget": 1, "n_parameters": 1, "n_tokens": 1, "loss": "low"},
@@ -288,6 +322,37 @@ def test_service_trains_within_its_budget_and_outlives_kills(service: Service) -
     assert service.stop(signal.SIGINT) == 130
 
 
+def test_service_ends_and_stays_alone_in_its_folder(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    try:
+        client = service.start("--budget", str(BUDGET))
+        first, books = service.process, (tmp_path / "study" / "ledger.json").stat()
+        second = subprocess.run(
+            [*map(str, first.args)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (second.returncode, second.stdout) == (2, "")
+        assert second.stderr.startswith("error: another process uses the books of a service")
+        assert (tmp_path / "study" / "ledger.json").stat() == books
+        assert client.runs() == []
+
+        head = "POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += "Content-Length: 50\r\n\r\n{"
+        with socket.create_connection(("127.0.0.1", service.port), timeout=30) as gone:
+            gone.sendall(head.encode())
+        with socket.create_connection(("127.0.0.1", service.port), timeout=30) as waits:
+            waits.sendall(head.encode())
+            assert client.runs() == []
+            begun = time.monotonic()
+            first.send_signal(signal.SIGTERM)
+            _, errors = first.communicate(timeout=60)
+            assert time.monotonic() - begun < 20
+        assert first.returncode == 75
+        assert "Traceback" not in errors
+    finally:
+        service.process.kill()
+        service.process.wait()
+
+
 def metrics_of(service: Service, id: str) -> str:
     (path,) = (service.folder / "study").glob(f"*-{id}/metrics.jsonl")
     return path.read_text()
@@ -332,6 +397,7 @@ def test_hostile_requests_are_refused(tmp_path: Path) -> None:
             assert post(port, b"{") == 400
             assert post(port, b"[1]") == 400
             assert post(port, b'{"seed": NaN}') == 400
+            assert post(port, b'{"optimizer": {"max_grad_norm": 1e400}, "n_steps": 5}') == 400
             assert post(port, b"[" * 50_000) == 400
             assert post(port, b'{"a":' * 9_000 + b"1" + b"}" * 9_000) == 400
             assert post(port, b'{"n_steps": 1' + b"0" * 5_000 + b"}") == 400
@@ -341,6 +407,8 @@ def test_hostile_requests_are_refused(tmp_path: Path) -> None:
             assert post(port, b" " * (MAX_BODY_BYTES + 1)) == 413
             head = "GET /runs/..%2f..%2fetc HTTP/1.1\nHost: localhost\nConnection: close"
             assert request(port, head)[0] == 404
+            head = "GET /runs HTTP/1.1\nHost: localhost\nConnection: close"
+            assert request(port, head)[0] == 200
             assert len(ledger.runs()) == 1
         finally:
             server.should_exit = True

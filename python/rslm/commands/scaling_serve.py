@@ -44,15 +44,22 @@ class ServeOptions:
 def serve(options: ServeOptions) -> None:
     """Prints the address and answers until it is stopped."""
     from rslm.experiment.budget_service import serve as answer
-    from rslm.experiment.ledger import Ledger
+    from rslm.experiment.ledger import LEDGER_FILE, Ledger
+    from rslm.files import removed_if_refused
+    from rslm.run_folder import locked
 
     require_places(options.run)
     config, _ = with_vocabulary(options.run)
-    ledger = Ledger(config.out, config, options.budget)
-    answer(
-        ledger,
-        config.out,
-        port=options.port,
-        n_processes=options.processes,
-        on_start=lambda url: print(url, flush=True),
-    )
+    # A lock of its own, before the books are read: the queue locks the folder itself.
+    queue = config.out / "queue"
+    with removed_if_refused(config.out, unless=LEDGER_FILE):
+        queue.mkdir(parents=True, exist_ok=True)
+        with locked(queue, "books of a service, whose runs wait in"):
+            ledger = Ledger(config.out, config, options.budget)
+            answer(
+                ledger,
+                config.out,
+                port=options.port,
+                n_processes=options.processes,
+                on_start=lambda url: print(url, flush=True),
+            )

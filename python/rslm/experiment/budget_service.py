@@ -12,6 +12,7 @@ Errors are `{"error": sentence}`. Bodies are JSON of at most 64 kB, and said to 
 browser cannot send that to another origin unasked.
 """
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -27,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -39,6 +40,8 @@ HOST = "127.0.0.1"
 MAX_BODY_BYTES = 1 << 16
 
 _POLL_SECONDS = 0.2
+_CLOSE_SECONDS = 3
+"""What requests that are under way have to end when the service does."""
 
 
 class _BodyError(ValueError):
@@ -92,6 +95,11 @@ async def _answer_post(request: Request, take: Callable[[Row], Row]) -> JSONResp
         return JSONResponse({"error": str(error), "id": error.id}, 409)
     except (ValueError, OverflowError) as error:
         return _error(" ".join(str(error).split("\n")), 400)
+    except ClientDisconnect:
+        return _error("the client has gone", 400)
+    except asyncio.CancelledError:
+        # The body did not come before the service had to end.
+        return _error("the service is stopping", 503)
     made.pop("options", None)
     return JSONResponse(made, 201)
 
@@ -112,8 +120,9 @@ async def _body(request: Request) -> Row:
             raise _BodyError(f"a body must have at most {MAX_BODY_BYTES} bytes", 413)
     try:
         record = json.loads(data, parse_constant=_refuse_constant)
-        # JSON can name halves of a character, which no file or answer can hold.
-        json.dumps(record, ensure_ascii=False).encode()
+        # JSON can name halves of a character, and numbers beyond all floats, which no file or
+        # answer can hold.
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise _BodyError(f"a body must be JSON: {error}", 400) from None
     if not isinstance(record, dict):
@@ -140,7 +149,7 @@ def serve(
         folder: of the runs.
         port: 0 for any that is free.
         n_processes: runs at once.
-        on_start: called with the address once requests are taken.
+        on_start: called with the address once the folder is locked and requests are taken.
 
     Raises:
         OSError: the port is in use.
@@ -149,7 +158,12 @@ def serve(
         SystemExit: SIGTERM, with code 75.
     """
     with socket.create_server((HOST, port)) as listener:
-        config = uvicorn.Config(make_app(ledger), log_level="error", lifespan="off")
+        config = uvicorn.Config(
+            make_app(ledger),
+            log_level="error",
+            lifespan="off",
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+        )
         server = uvicorn.Server(config)
         with _ends_at_sigterm(), _training(ledger, folder, n_processes, server):
             on_start(f"http://{HOST}:{listener.getsockname()[1]}")
@@ -178,19 +192,22 @@ def _training(
     ledger: Ledger, folder: Path, n_processes: int, server: uvicorn.Server
 ) -> Iterator[None]:
     """Trains in a thread beside the block; where that fails the server ends, and so does this."""
-    stopping, failed = threading.Event(), []
+    begun, stopping, failed = threading.Event(), threading.Event(), []
 
     def work() -> None:
         try:
-            _work(ledger, folder, n_processes, stopping)
+            _work(ledger, folder, n_processes, begun, stopping)
         except BaseException as error:
             failed.append(error)
             server.should_exit = True
+            begun.set()
 
     thread = threading.Thread(target=work, name="training")
     thread.start()
     try:
-        yield
+        begun.wait()
+        if not failed:
+            yield
     finally:
         stopping.set()
         thread.join()
@@ -198,9 +215,16 @@ def _training(
             raise failed[0]
 
 
-def _work(ledger: Ledger, folder: Path, n_processes: int, stopping: threading.Event) -> None:
+def _work(
+    ledger: Ledger,
+    folder: Path,
+    n_processes: int,
+    begun: threading.Event,
+    stopping: threading.Event,
+) -> None:
     study = {"kind": "scaling", "flop_budget": ledger.flop_budget}
     with Queue(folder, ledger.take_new(), n_processes=n_processes, study=study) as queue:
+        begun.set()
         while not stopping.is_set():
             for run in ledger.take_new():
                 queue.add(run)

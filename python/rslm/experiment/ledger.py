@@ -16,7 +16,7 @@ from typing import Any
 from rslm.architecture import train_flops_per_token
 from rslm.config import Record, from_record, merge_records, to_record
 from rslm.errors import FormatError
-from rslm.experiment.study import Outcome, PlannedRun
+from rslm.experiment.study import Outcome, PlannedRun, is_number
 from rslm.files import write_atomically
 from rslm.memory_estimate import estimate_memory
 from rslm.plan import FREE_SHARES, machine_memory_bytes
@@ -80,15 +80,31 @@ class Ledger:
         try:
             books = json.loads(self._path.read_bytes()) if self._path.exists() else {}
             runs = books.get("runs", [])
-            numbers = [run[key] for run in runs for key in ("reserved_flops", "charged_flops")]
-            if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
-                raise ValueError("reserved and charged FLOPs must be numbers")
             for run in runs:
-                run["id"], run["name"], run["status"], run["options"]
-            books and (books["flop_budget"], books["base"])
+                self._check(run)
+            if len({run["id"] for run in runs}) < len(runs):
+                raise ValueError("ids must differ")
+            if books and not (is_number(books["flop_budget"]) and isinstance(books["base"], dict)):
+                raise ValueError("flop_budget must be a number, and base a table")
+            if (prediction := books.get("prediction")) is not None:
+                _check_prediction(prediction)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise FormatError(f"{self._path} must be the books of a service: {error!r}") from None
         return dict(books)
+
+    def _check(self, run: Row) -> None:
+        for key in ("reserved_flops", "charged_flops"):
+            if not is_number(run[key]) or run[key] < 0:
+                raise ValueError(f"{key} must be a number of FLOPs, got {run[key]!r:.80}")
+        if run["status"] not in ("waiting", "finished", "diverged", "failed", "pruned"):
+            raise ValueError(f"status must be one of a run, got {run['status']!r:.80}")
+        if not isinstance(run["options"], dict) or not isinstance(run["labels"], dict):
+            raise ValueError("options and labels must be tables")
+        planned = self._planned(run)
+        if (run["id"], run["folder"]) != (planned.hash, planned.folder):
+            raise ValueError(f"id and folder must be {planned.hash} and {planned.folder}")
+        # Else no answer could hold it.
+        json.dumps(_shown(run), allow_nan=False)
 
     def _write(self) -> None:
         books = {
@@ -229,18 +245,21 @@ class Ledger:
             RepeatedError: there is one already.
             ValueError: a number is missing, or none.
         """
-        if set(prediction) != set(_PREDICTION):
-            raise ValueError(f"a prediction must be {', '.join(_PREDICTION)}, got {[*prediction]}")
-        for name, value in prediction.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not 0 < value <= 1e60:
-                raise ValueError(f"{name} must be a positive number, got {value!r:.80}")
+        _check_prediction(prediction)
         with self._lock:
             if self._prediction is not None:
                 raise RepeatedError("the prediction has been made", "prediction")
             self._prediction = {name: float(prediction[name]) for name in _PREDICTION}
             self._write()
             return dict(self._prediction)
+
+
+def _check_prediction(prediction: Mapping[str, Any]) -> None:
+    if set(prediction) != set(_PREDICTION):
+        raise ValueError(f"a prediction must be {', '.join(_PREDICTION)}, got {[*prediction]}")
+    for name, value in prediction.items():
+        if not is_number(value) or not 0 < value <= 1e60:
+            raise ValueError(f"{name} must be a positive number, got {value!r:.80}")
 
 
 def _is_open(run: Row) -> bool:

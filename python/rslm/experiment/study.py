@@ -125,12 +125,13 @@ def read_study(folder: Path) -> Record:
             if key in run and not (isinstance(run[key], kinds) and _is_finite(run[key])):
                 raise FormatError(f"{path}: {key} of a run cannot be {run[key]!r:.80}")
         budgets = run.get("labels", {}).get("flop_budgets", [])
-        if not isinstance(budgets, list) or not all(map(_is_number, budgets)):
+        if not isinstance(budgets, list) or not all(map(is_number, budgets)):
             raise FormatError(f"{path}: flop_budgets must be numbers, got {budgets!r:.80}")
     return dict(study)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a finite number, neither true nor false."""
     return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 STORAGE = "optuna.journal"
 
+_DAMAGED = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""What optuna raises where its journal is not as it writes it."""
+
 
 class Tpe:
     """Points by a tree-structured Parzen estimator, in a file beside the runs.
@@ -102,9 +105,7 @@ def _open_study(path: Path) -> "optuna.Study":
             raise ValueError("its last line is torn")
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
         return optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
-    except (
-        *(AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError),
-    ) as error:
+    except _DAMAGED as error:
         raise FormatError(f"{path} must be a journal of optuna: {error!r:.200}") from None
 
 
