@@ -246,7 +246,7 @@ def test_command_refuses_before_anything_is_made(
         ([*ffn, "--metric", "core"], "metric must be one of val_bits_per_byte"),
         ([*ffn, "--metric", "val_loss"], "metric val_loss needs data.valid, which base,seed=0"),
         ([*ffn, "--processes", "0"], "processes must be at least 1, got 0"),
-        ([*ffn, "--confidence", "95"], "confidence must be in [0.5, 1), got 95"),
+        ([*ffn, "--confidence", "95"], "confidence must be in [0.5, 0.9999], got 95"),
     ]:
         assert main(["ablate", str(base), "--out", str(out), *arguments]) == 2
         error = capsys.readouterr().err

@@ -159,6 +159,23 @@ def test_diverged_run_is_refused(tmp_path: Path) -> None:
         compare(a, [b[0], diverged], "val_bits_per_byte")
 
 
+def test_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    a, b = make_group(tmp_path, "a", A), make_group(tmp_path, "b", B)
+    lines = (b[1].path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (b[1].path / "metrics.jsonl").write_text("".join(lines[:3]))
+    with pytest.raises(ValueError, match=r"be finished, .*b1 is at step 60 of 100$"):
+        compare(a, [b[0], read_run(b[1].path)], "val_bits_per_byte")
+
+
+def test_run_counts_once(tmp_path: Path) -> None:
+    a, b = make_group(tmp_path, "a", A), make_group(tmp_path, "b", B)
+    (tmp_path / "link").symlink_to(a[0].path)
+    link = read_run(tmp_path / "link")
+    for groups in [([*a, a[0]], b), (a, [*b, a[2]]), ([*a, link], b)]:
+        with pytest.raises(ValueError, match=r"given once each, got .* twice$"):
+            compare(*groups, "val_bits_per_byte")
+
+
 def test_curves_must_overlap(tmp_path: Path) -> None:
     runs = make_group(tmp_path, "a", A)
     late = read_run(make_run(tmp_path, "late", level=1.0, flops=1e9))
@@ -221,7 +238,10 @@ def test_command_refuses_what_is_not_two_groups(
         (a, "error: runs must fall into two groups by their options, seeds aside, got 1"),
         ([], "error: runs must be given as two groups"),
         (["--a", *a], "error: runs must be given as two groups"),
-        ([*a, "--confidence", "1.5"], "error: confidence must be in [0.5, 1), got 1.5"),
+        ([*a, "--confidence", "1.5"], "error: confidence must be in [0.5, 0.9999], got 1.5"),
+        ([*a, "--confidence", "0.9999999999999999"], "error: confidence must be in [0.5, 0.9999]"),
+        ([*a, "--target", "nan"], "error: target must be finite, got nan"),
+        ([*a, "--target", "inf"], "error: target must be finite, got inf"),
         (["--a", a[0], "--b", a[1]], "error: each arm needs at least 2 runs"),
         ([*a, str(tmp_path / "nowhere")], "nowhere/config.toml: No such file"),
     ]:

@@ -131,6 +131,12 @@ def test_bootstrap_needs_eight_runs():
     with pytest.raises(ValueError, match="needs at least 8 runs in each arm, got 7 and 9"):
         bootstrap_interval([0.0] * 7, [0.0] * 9)
     assert bootstrap_interval([1.0] * 8, [3.0] * 9) == (2.0, 2.0)
+    a = [float(value) for value in range(8)]
+    for effect in (0.0, 0.5):
+        b = [value + effect for value in a]
+        assert bootstrap_interval(a, b, kind="paired") == (effect, effect)
+    low, high = bootstrap_interval(a, a)
+    assert low < 0 < high
 
 
 def test_bootstrap_of_many_runs_is_the_interval_of_the_t_test():

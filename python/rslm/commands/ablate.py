@@ -31,7 +31,7 @@ class AblateOptions:
     base: File
     """TOML file of options as `rslm train --config` reads it."""
     axis: Repeated
-    """OPTION=VALUE,VALUE,... as model.ffn=swiglu,relu2; once for each option to change."""
+    """OPTION=VALUE,VALUE,... as model.ffn=swiglu,relu2; once for each option (required)."""
     out: Path
     """Folder of the study."""
     seeds: int = 3
@@ -53,8 +53,8 @@ class AblateOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
-        if not 0.5 <= self.confidence < 1:
-            raise ValueError(f"confidence must be in [0.5, 1), got {self.confidence}")
+        if not 0.5 <= self.confidence <= 0.9999:
+            raise ValueError(f"confidence must be in [0.5, 0.9999], got {self.confidence}")
         if self.processes < 1:
             raise ValueError(f"processes must be at least 1, got {self.processes}")
 

@@ -1,5 +1,6 @@
 """`rslm compare`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,11 +40,13 @@ class CompareOptions:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse groups that are not two."""
+        """Refuse groups that are not two, and numbers that cannot be."""
         if bool(self.a) != bool(self.b) or bool(self.runs) == bool(self.a):
             raise ValueError("runs must be given as two groups, A* B* or --a A* --b B*")
-        if not 0.5 <= self.confidence < 1:
-            raise ValueError(f"confidence must be in [0.5, 1), got {self.confidence}")
+        if not 0.5 <= self.confidence <= 0.9999:
+            raise ValueError(f"confidence must be in [0.5, 0.9999], got {self.confidence}")
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"target must be finite, got {self.target}")
 
 
 def compare(options: CompareOptions) -> None:

@@ -25,7 +25,8 @@ class SweepOptions:
     base: File
     """TOML file of options as `rslm train --config` reads it."""
     over: Repeated
-    """OPTION=log:LOW..HIGH, OPTION=linear:LOW..HIGH:POINTS or OPTION=VALUE,VALUE; repeatable."""
+    """OPTION=log:LOW..HIGH, OPTION=linear:LOW..HIGH:POINTS or OPTION=VALUE,VALUE; again for each
+    option that changes (required)."""
     out: Path
     """Folder of the sweep."""
     method: Literal["grid", "random", "tpe"] = "grid"

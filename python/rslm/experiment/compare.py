@@ -96,8 +96,8 @@ def compare(
     """Compares a second group of runs with a first, by `b - a`.
 
     Raises:
-        ValueError: a group has fewer than 2 runs, a run diverged or lacks the metric, or a run
-            had its first value after another had ended.
+        ValueError: a group has fewer than 2 runs, a run is given twice, diverged, is not finished
+            or lacks the metric, or a run had its first value after another had ended.
     """
     require_comparable([*a, *b], metric)
     a, b = sorted(a, key=_seed), sorted(b, key=_seed)
@@ -151,12 +151,20 @@ def require_comparable(runs: Sequence[Run], metric: str) -> None:
     """Refuses runs that a metric cannot be compared by.
 
     Raises:
-        ValueError: one diverged, or has no finite value of the metric.
+        ValueError: one is there twice, diverged, has not made all its steps, or has no finite
+            value of the metric.
     """
-    for run in runs:
+    folders = [run.path.resolve() for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ValueError(f"runs must be given once each, got {run.path} twice")
         if has_diverged(run):
             raise ValueError(
                 f"runs must have finite losses, {run.path} diverged at step {run.step}"
+            )
+        if run.status != "finished":
+            raise ValueError(
+                f"runs must be finished, {run.path} is at step {run.step} of {run.n_steps}"
             )
         if not run.curve(metric, "step")[1]:
             known = sorted({key for row in run.rows for key in row})

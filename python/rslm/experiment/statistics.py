@@ -175,7 +175,7 @@ def bootstrap_interval(
             f"a bootstrap interval needs at least {MIN_BOOTSTRAP} runs in each arm, "
             f"got {len(a)} and {len(b)}"
         )
-    if np.ptp(a) == np.ptp(b) == 0:
+    if np.ptp(np.subtract(b, a) if kind == "paired" else [np.ptp(a), np.ptp(b), 0.0]) == 0:
         effect = float(np.mean(b) - np.mean(a))
         return effect, effect
     low, high = _bca(np.asarray(a), np.asarray(b), kind, confidence, n_resamples, seed)
