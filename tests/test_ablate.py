@@ -79,6 +79,7 @@ def test_what_cannot_be_planned_is_refused(base: dict[str, Any]):
         ([], 1, "axes must be at least one"),
         ([FFN, FFN], 1, "of different options"),
         ([FFN], 0, "seeds must be at least 1, got 0"),
+        ([FFN], 10**9, "runs must be at most 10000, got 3 arms of 1000000000 seeds"),
         (
             [Axis(option="n_steps", values=(5, 0))],
             1,
@@ -233,6 +234,21 @@ def test_command_reports_runs_that_failed(
     assert "failed (1 of 1)" in shown.out
 
 
+def test_command_shows_how_runs_ended_where_none_finished(
+    tmp_path: Path, token_files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    base, out = write_base(tmp_path, token_files), tmp_path / "study"
+    axis = ["--axis", "optimizer.learning_rate=9,1e-7", "--seeds", "1", "--json"]
+    assert main(["ablate", str(base), *axis, "--out", str(out)]) == 1
+    shown = capsys.readouterr()
+    runs = json.loads(shown.out)["runs"]
+    assert [(run["run"], run["status"]) for run in runs] == [
+        ("base,seed=0", "diverged"),
+        ("learning_rate=1e-07,seed=0", "failed"),
+    ]
+    assert shown.err == "no run finished: there is nothing to compare\n"
+
+
 def test_command_refuses_before_anything_is_made(
     tmp_path: Path, token_files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ):
@@ -245,6 +261,11 @@ def test_command_refuses_before_anything_is_made(
         ([*ffn, "--set", "data.train=/nowhere"], "/nowhere: No such file or directory"),
         ([*ffn, "--metric", "core"], "metric must be one of val_bits_per_byte"),
         ([*ffn, "--metric", "val_loss"], "metric val_loss needs data.valid, which base,seed=0"),
+        ([*ffn, "--metric", "mfu", "--set", "n_steps=1"], "metric mfu needs n_steps of at least 2"),
+        (
+            ["--axis", "optimizer.learning_rate=0.1,0.0010000001,0.0010000002", "--dry-run"],
+            "runs must differ, got learning_rate=0.001,seed=0",
+        ),
         ([*ffn, "--processes", "0"], "processes must be at least 1, got 0"),
         ([*ffn, "--confidence", "95"], "confidence must be in [0.5, 0.9999], got 95"),
     ]:

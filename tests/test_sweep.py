@@ -66,6 +66,9 @@ def test_dimension_is_a_range_or_a_choice(text: str, expected: Dimension):
         (f"{RATE}=log:1", "range must be log:LOW..HIGH or linear:LOW..HIGH, got 'log:1'"),
         (f"{RATE}=log:0..1", "range must have 0 < LOW < HIGH"),
         (f"{RATE}=linear:1..1", "range must have LOW < HIGH"),
+        (f"{RATE}=log:1..2:0", "range must have 1 to 10000 points"),
+        (f"{RATE}=log:1..2:1000000000", "range must have 1 to 10000 points"),
+        (f"{RATE}=log:1..2:{'1' * 5000}", "range must have 1 to 10000 points"),
         (f"{RATE}=linear:1..inf", "must be of an option that is a number"),
         ("device=linear:1..2", "must be of an option that is a number"),
         ("compile=linear:true..false", "must be of an option that is a number"),
@@ -95,6 +98,28 @@ def test_grid_has_equal_distances():
     assert len(grid_points([asked, ffn], 10)) == 10
     with pytest.raises(ValueError, match="n_runs must be at least the grid's 10 points, got 9"):
         grid_points([asked, ffn], 9)
+
+
+def test_values_stay_within_the_range_and_finite():
+    near_one = parse_dimension("optimizer.beta2=linear:0.9..0.99999")
+    assert near_one.grid(2) == [0.9, 0.99999]
+    above = parse_dimension("optimizer.beta2=linear:0.900049..0.95")
+    assert above.grid(2) == [0.900049, 0.95]
+    wide = parse_dimension(f"{RATE}=log:1e-320..1e300")
+    low, middle, high = wide.grid(3)
+    assert (low, high) == (1e-320, 1e300)
+    assert math.log10(middle) == pytest.approx(-10, abs=0.01)
+
+
+def test_large_grid_is_counted_before_it_is_made():
+    space = [
+        parse_dimension(f"optimizer.{name}=linear:0.1..0.9:9000") for name in ("beta1", "beta2")
+    ]
+    space += [parse_dimension(f"{RATE}=log:1e-9..1:9000")]
+    with pytest.raises(
+        ValueError, match=r"n_runs must be at least the grid's \d{9,} points, got 5"
+    ):
+        grid_points(space, 5)
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))
@@ -389,6 +414,8 @@ def test_command_refuses_before_anything_is_made(
         ([*rate, *rate], "over must name at least one option, none twice"),
         ([*rate, "--metric", "mfu"], "metric must be one of val_bits_per_byte, val_loss, loss"),
         ([*rate, "--n-runs", "0"], "n_runs must be at least 1, got 0"),
+        ([*rate, "--n-runs", "1000000000", "--method", "random"], "at most 10000, got 1000000000"),
+        (["--over", f"{RATE}=0.0010000001,0.0010000002", "--dry-run"], "runs must differ, got"),
         ([*rate, "--seed", "-1"], "seed must be at least 0, got -1"),
         (["--over", "optimizer.beta2=linear:0.5..1.5:3"], "beta2=1: beta2 must be in [0, 1)"),
         (
@@ -401,6 +428,21 @@ def test_command_refuses_before_anything_is_made(
         assert message in error
         assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_command_shows_how_runs_ended_where_none_finished(
+    tmp_path: Path, token_files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    base = write_base(tmp_path, token_files)
+    command = ["sweep", str(base), "--over", f"{RATE}=1e-7,9", "--out", str(tmp_path / "s")]
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert [line.split()[:2] for line in lines[-2:]] == [
+        ["learning_rate=1e-07", "failed"],
+        ["learning_rate=9", "diverged"],
+    ]
+    assert shown.err == "no run finished: there is nothing to compare\n"
 
 
 def test_missing_optuna_is_said_before_a_folder_is_made(

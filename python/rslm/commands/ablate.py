@@ -13,7 +13,12 @@ from rslm.terminal import Switch, note, print_json, print_table
 from rslm.train_config import TrainConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rslm.experiment.ablation_results import Ablation
+    from rslm.experiment.queue import Outcome
+
+EXIT_FAILED = 1
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -80,12 +85,27 @@ def ablate(options: AblateOptions) -> int:
         print_plan([(run.name, run.options) for run in plan.planned])
         return 0
     outcomes = run_ablation(plan, options.out, n_processes=options.processes)
+    if none_finished(outcomes, as_json=options.json):
+        return EXIT_FAILED
     for outcome in outcomes:
         if outcome.status == "failed":
             note(f"{outcome.run.name} failed: {outcome.message}")
     ablation = analyse(plan, outcomes, metric=options.metric, confidence=options.confidence)
     write(ablation, options.out, as_json=options.json)
     return int(any(outcome.status == "failed" for outcome in outcomes))
+
+
+def none_finished(outcomes: "Sequence[Outcome]", *, as_json: bool) -> bool:
+    """Whether no run finished; prints how each ended then, as there is nothing to compare."""
+    if any(outcome.status == "finished" for outcome in outcomes):
+        return False
+    rows = [{"run": o.run.name, "status": o.status, "message": o.message} for o in outcomes]
+    if as_json:
+        print_json({"runs": rows})
+    else:
+        print_table(["run", "status", "message"], [list(row.values()) for row in rows])
+    note("no run finished: there is nothing to compare")
+    return True
 
 
 def base_record(base: Path, settings: tuple[str, ...]) -> Record:

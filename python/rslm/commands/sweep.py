@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rslm.commands.ablate import Repeated, base_record, complete, print_plan
+from rslm.commands.ablate import (
+    EXIT_FAILED,
+    Repeated,
+    base_record,
+    complete,
+    none_finished,
+    print_plan,
+)
 from rslm.commands.tokenizer import File
 from rslm.config import Record
 from rslm.terminal import Switch, note, print_json, print_table
@@ -80,6 +87,8 @@ def sweep(options: SweepOptions) -> int:
         print_plan([(run.name, run.options) for run in planned_runs(swept, options.out)])
         return 0
     outcomes = run_sweep(swept, options.out, n_processes=options.processes)
+    if none_finished(outcomes, as_json=options.json):
+        return EXIT_FAILED
     for outcome in outcomes:
         if outcome.status == "failed":
             note(f"{outcome.run.name} failed: {outcome.message}")

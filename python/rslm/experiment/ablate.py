@@ -6,15 +6,24 @@ compared by pairs of runs of one seed.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rslm.config import Record, merge_records
-from rslm.experiment.axes import Axis, Complete, nested, planned_run, require_data, value_in
+from rslm.experiment.axes import (
+    Axis,
+    Complete,
+    nested,
+    planned_run,
+    require_data,
+    require_different,
+    value_in,
+)
 from rslm.experiment.queue import Outcome, PlannedRun, run_all
-from rslm.experiment.study import run_name, shown
+from rslm.experiment.study import MAX_RUNS, run_name, shown
 
 BASELINE = "base"
 GRID = "grid"
@@ -75,14 +84,18 @@ def plan_ablation(
         grid: make all combinations of values instead of changing one option at a time.
 
     Raises:
-        ValueError: there is no axis or no seed, an option is on two axes, or the values of an arm
-            do not go together.
+        ValueError: there is no axis or no seed, an option is on two axes, the values of an arm do
+            not go together, or two runs or too many come of them.
     """
     options = [axis.option for axis in axes]
     if not axes or len(set(options)) < len(options):
         raise ValueError(f"axes must be at least one, of different options, got {options}")
     if n_seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {n_seeds}")
+    sizes = [len(axis.values) for axis in axes]
+    n_arms = math.prod(sizes) if grid else sum(sizes) - len(sizes) + 1
+    if n_arms * n_seeds > MAX_RUNS:
+        raise ValueError(f"runs must be at most {MAX_RUNS}, got {n_arms} arms of {n_seeds} seeds")
     own = planned_run(BASELINE, base, {}, complete).options
     axes = [_baseline_first(axis, own) for axis in axes]
     seeds = [own["seed"] + index for index in range(n_seeds)]
@@ -97,7 +110,9 @@ def plan_ablation(
             for value in axis.values[1:]:
                 choices.append((axis.option, shown(value), start | {axis.option: value}))
     arms = [_arm(base, *choice, start, seeds, complete) for choice in choices]
-    return AblationPlan(axes=axes, arms=arms, seeds=seeds)
+    plan = AblationPlan(axes=axes, arms=arms, seeds=seeds)
+    require_different(plan.planned)
+    return plan
 
 
 def _baseline_first(axis: Axis, own: Record) -> Axis:

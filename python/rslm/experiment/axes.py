@@ -22,6 +22,8 @@ Complete = Callable[[Record], Record]
 OWN_OPTIONS = ("out", "seed")
 """Options that a study sets itself."""
 
+_SPEEDS = ("tokens_per_second", "mfu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -138,7 +140,8 @@ def require_metric(metric: str, known: Collection[str], planned: Iterable[Planne
     """Refuses a metric that runs will not have, before they are made.
 
     Raises:
-        ValueError: it is not one of the known, or is of validation and a run has none.
+        ValueError: it is not one of the known, is of validation and a run has none, or is a speed
+            and a run has but the step that warms up.
     """
     if metric not in known:
         raise ValueError(f"metric must be one of {', '.join(known)}, got {metric!r}")
@@ -146,6 +149,23 @@ def require_metric(metric: str, known: Collection[str], planned: Iterable[Planne
         for run in planned:
             if run.options["data"]["valid"] is None:
                 raise ValueError(f"metric {metric} needs data.valid, which {run.name} has not")
+    if metric in _SPEEDS:
+        for run in planned:
+            if run.options["n_steps"] < 2:
+                raise ValueError(f"metric {metric} needs n_steps of at least 2 in {run.name}")
+
+
+def require_different(planned: Iterable[PlannedRun]) -> None:
+    """Refuses runs that are alike, or whose names are: values that differ in later digits.
+
+    Raises:
+        ValueError: two are.
+    """
+    seen: dict[str, str] = {}
+    for run in planned:
+        if (other := seen.get(run.hash) or seen.get(run.name)) is not None:
+            raise ValueError(f"runs must differ, got {run.name} and {other}")
+        seen |= {run.hash: run.name, run.name: run.name}
 
 
 def require_data(planned: Iterable[PlannedRun]) -> None:

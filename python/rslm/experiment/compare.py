@@ -167,7 +167,7 @@ def require_comparable(runs: Sequence[Run], metric: str) -> None:
                 f"runs must be finished, {run.path} is at step {run.step} of {run.n_steps}"
             )
         if not run.curve(metric, "step")[1]:
-            known = sorted({key for row in run.rows for key in row})
+            known = sorted({key for row in run.rows for key in row if row[key] is not None})
             raise ValueError(
                 f"metric must be one that every run has, got {metric!r}\n"
                 f"{run.path} has: {', '.join(known) or 'none'}"
@@ -213,7 +213,8 @@ def value_of(run: Run, metric: str) -> float:
         ValueError: the run has no value of the metric.
     """
     if run.last(metric) is None:
-        known = ", ".join(sorted({key for row in run.rows for key in row}))
+        keys = {key for row in run.rows for key, value in row.items() if value is not None}
+        known = ", ".join(sorted(keys))
         raise ValueError(f"metric must be one that runs have ({known}), got {metric!r}")
     return last_mean(run, metric) if metric == "loss" else final_value(run, metric)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rslm.experiment.axes import parse_axis, parse_value, require_option
+from rslm.experiment.study import MAX_RUNS
 
 Point = dict[str, Any]
 """A value for each option of a space."""
@@ -48,14 +49,17 @@ class Dimension:
         if self.scale == "choice":
             return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
         if self.scale == "log":
-            value = self.low * (self.high / self.low) ** share
+            # The ratio of the ends may be beyond all floats.
+            value = self.low ** (1 - share) * self.high**share
         else:
             value = self.low + share * (self.high - self.low)
         return self.rounded(value)
 
     def rounded(self, value: float) -> Any:
-        """The value as a run has it."""
-        return round(value) if self.is_whole else float(f"{value:.4g}")
+        """The value as a run has it; rounding does not lead out of the range."""
+        if self.is_whole:
+            return round(value)
+        return float(min(max(float(f"{value:.4g}"), self.low), self.high))
 
     def grid(self, n_points: int) -> list[Any]:
         """Values at equal distances, both ends among them; a choice's are all."""
@@ -87,12 +91,16 @@ def parse_dimension(text: str) -> Dimension:
     if not low < high or (match[1] == "log" and low <= 0):
         rule = "0 < LOW < HIGH" if match[1] == "log" else "LOW < HIGH"
         raise ValueError(f"range must have {rule}, got {text!r}")
+    # More digits than Python would read are too many anyway.
+    n_points = None if match[4] is None else int(match[4][:9])
+    if n_points is not None and not 1 <= n_points <= MAX_RUNS:
+        raise ValueError(f"range must have 1 to {MAX_RUNS} points, got {text!r:.200}")
     return Dimension(
         option=option,
         scale="log" if match[1] == "log" else "linear",
         low=low,
         high=high,
-        n_points=None if match[4] is None else int(match[4]),
+        n_points=n_points,
         is_whole=type(low) is int,
     )
 
@@ -113,13 +121,14 @@ def grid_points(space: Sequence[Dimension], n_runs: int) -> list[Point]:
     while open_ranges and fixed * (n_open + 1) ** len(open_ranges) <= n_runs:
         n_open += 1
     grids = [d.grid(d.n_points or n_open) for d in space]
-    points = [
+    # Counted before they are made: they may be more than memory holds.
+    n_points = math.prod(map(len, grids))
+    if n_points > n_runs:
+        raise ValueError(f"n_runs must be at least the grid's {n_points} points, got {n_runs}")
+    return [
         dict(zip((d.option for d in space), values, strict=True))
         for values in itertools.product(*grids)
     ]
-    if len(points) > n_runs:
-        raise ValueError(f"n_runs must be at least the grid's {len(points)} points, got {n_runs}")
-    return points
 
 
 def random_points(space: Sequence[Dimension], n_runs: int, seed: int) -> list[Point]:

@@ -20,6 +20,9 @@ STUDY_FILE = "study.json"
 SETTLED = ("finished", "diverged", "pruned")
 """Ends that another call does not try to change; a run that failed is begun again."""
 
+MAX_RUNS = 10_000
+"""Runs that a study may have."""
+
 _MAX_NAME_BYTES = 200
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "hash", "folder", "status", "message"), str),

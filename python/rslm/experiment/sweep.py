@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rslm.config import Record, merge_records
-from rslm.experiment.axes import Complete, nested, planned_run, require_data, require_metric
+from rslm.experiment.axes import (
+    Complete,
+    nested,
+    planned_run,
+    require_data,
+    require_different,
+    require_metric,
+)
 from rslm.experiment.compare import METRICS, value_of
 from rslm.experiment.halving import Halving
 from rslm.experiment.queue import Outcome, PlannedRun, Queue
 from rslm.experiment.space import Dimension, Point, grid_points, random_points
-from rslm.experiment.study import SETTLED, read_study, run_name
+from rslm.experiment.study import MAX_RUNS, SETTLED, read_study, run_name
 from rslm.experiment.tpe import Tpe
 from rslm.runs import read_run
 
@@ -48,8 +55,8 @@ class Sweep:
         options = [dimension.option for dimension in self.space]
         if not options or len(set(options)) < len(options):
             raise ValueError(f"over must name at least one option, none twice, got {options}")
-        if self.n_runs < 1:
-            raise ValueError(f"n_runs must be at least 1, got {self.n_runs}")
+        if not 1 <= self.n_runs <= MAX_RUNS:
+            raise ValueError(f"n_runs must be at least 1, at most {MAX_RUNS}, got {self.n_runs}")
 
     def plan(self, point: Point) -> PlannedRun:
         """The run of a point.
@@ -94,7 +101,9 @@ def planned_runs(sweep: Sweep, folder: Path) -> list[PlannedRun]:
     require_data(planned)
     if points is None:
         planned = _earlier_runs(sweep, folder)
-    return list({run.hash: run for run in planned}.values())
+    planned = list({run.hash: run for run in planned}.values())
+    require_different(planned)
+    return planned
 
 
 def _earlier_runs(sweep: Sweep, folder: Path) -> list[PlannedRun]:
