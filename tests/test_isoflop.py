@@ -13,7 +13,7 @@ from scaling_points import LAW
 from rslm.architecture import TransformerConfig, train_flops_per_token
 from rslm.config import from_record, to_toml
 from rslm.errors import FormatError
-from rslm.experiment.isoflop import plan_isoflop, plan_pitfalls
+from rslm.experiment.isoflop import _warmup, plan_isoflop, plan_pitfalls
 from rslm.experiment.isoflop_runs import as_curves, read_scaling_runs
 from rslm.experiment.shapes import count_parameters, find_shape
 from rslm.scaling.envelope import split_curves
@@ -43,6 +43,14 @@ def test_shapes_come_near_the_wanted_size(n_wanted: float, counting: Any) -> Non
     reach = 2.2 if n_wanted < 1e5 else 1.35
     assert max(smallest, n_wanted) / reach < n < max(smallest * reach, n_wanted * reach)
     assert n_wanted < 1e5 or 8 <= shape.d_model / shape.n_layers <= 128
+
+
+def test_warmup_is_the_smallest_whole_share() -> None:
+    for warmup in range(26):
+        base = replace(BASE, n_steps=25, optimizer=replace(BASE.optimizer, warmup_steps=warmup))
+        # 7 / 25 * 25 is above 7.
+        assert [_warmup(base, 25 * n) for n in (1, 2, 7)] == [warmup, 2 * warmup, 7 * warmup]
+        assert _warmup(base, 24) == warmup - warmup // 25
 
 
 def test_shapes_keep_the_switches_of_the_base() -> None:

@@ -78,6 +78,8 @@ def test_record_gives_the_fit_again(fits: dict[str, Fit]) -> None:
     for fitted in fits.values():
         record = json.loads(json.dumps(fitted.record()))
         assert Fit.of_record(record, "fit.json") == fitted
+        record = json.loads(json.dumps(fitted.record(), sort_keys=True))
+        assert Fit.of_record(record, "fit.json") == fitted
 
 
 @pytest.mark.parametrize(
@@ -92,11 +94,34 @@ def test_record_gives_the_fit_again(fits: dict[str, Fit]) -> None:
         {"flop_range": [2, 1]},
         {"held_out": {"a": 1}},
         {"scatter": float("inf")},
+        {"scatter": -0.1},
+        {"law": vars(LAW) | {"more": 1.0}},
+        {"n_points": float("inf")},
+        {"n_points": 2.5},
+        {"objective": 10**400},
+        {"n_resamples": 10**400},
     ],
 )
 def test_hostile_record_is_refused(fits: dict[str, Fit], change: dict[str, object]) -> None:
     with pytest.raises(FormatError, match=r"fit\.json must hold fits"):
         Fit.of_record(fits["vpnls"].record() | change, "fit.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_exponent": 1e-300},
+        {"parameter_exponent": 1e-300},
+        {"flops_factor": 1e-300},
+        {"parameter_factor": 1e300, "parameter_exponent": 1e-3, "token_exponent": 1e-3},
+    ],
+)
+def test_law_whose_optimum_is_no_number_says_so(
+    fits: dict[str, Fit], change: dict[str, float]
+) -> None:
+    fitted = replace(fits["vpnls"], law=replace(LAW, **change))
+    with pytest.raises(ValueError, match=r"the law leaves all numbers at 1e\+21 FLOPs"):
+        Fit.of_record(fitted.record(), "fit.json").predict(1e21)
 
 
 def test_clean_points_of_many_sizes_have_no_pitfalls(fits: dict[str, Fit]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +24,13 @@ _BATCH_BYTES = 4 << 20
 def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
     """Replaces `path` by `data`, end to end: written beside, synced, renamed, folder synced.
 
+    A link stays, and what it leads to is replaced.
+
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; `path` is untouched.
+        ValueError: there is something else than a file, as a device.
     """
-    target = Path(path)
+    target = _target(path)
     beside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
         with beside.open("wb") as file:
@@ -33,10 +38,43 @@ def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) ->
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        # A write names no file, and a user knows none of what is beside the one that was asked for.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def require_place(path: str | os.PathLike[str]) -> None:
+    """Refuses before long work where `write_atomically` would after it.
+
+    Raises:
+        OSError: the folder is missing, or there is a folder of that name.
+        ValueError: there is something else than a file, as a device.
+    """
+    target = _target(path)
+    if not target.parent.is_dir():
+        reason = "the folder to write it into does not exist"
+        raise FileNotFoundError(errno.ENOENT, reason, os.fspath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """Where a file is written: behind links, and nowhere that a rename would replace a device."""
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except OSError:  # What is wrong with the place the one who opens it will say.
+        return target
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
+        raise ValueError(f"{path} must be a regular file or not exist yet, and is a {kind}")
+    return target
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -233,7 +233,8 @@ def _steps(model: TransformerConfig, batch_size: int, flop_budget: float) -> int
 
 
 def _warmup(base: TrainConfig, n_steps: int) -> int:
-    return math.ceil(base.optimizer.warmup_steps / base.n_steps * n_steps)
+    # In whole numbers: 7 / 25 * 25 is above 7.
+    return -(-base.optimizer.warmup_steps * n_steps // base.n_steps)
 
 
 def _with_rates(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -190,17 +190,37 @@ class Fit:
             held_out = record["held_out"]
             return cls(
                 method=method,
-                law=kind.of_values(map(_finite, record["law"].values())),
-                n_points=int(record["n_points"]),
+                law=_law(kind, record["law"]),
+                n_points=_count(record["n_points"]),
                 flop_range=(low, high),
                 objective=_finite_or_none(record["objective"]),
-                scatter=_finite_or_none(record["scatter"]),
+                scatter=_scatter(record["scatter"]),
                 resamples=tuple(kind.of_values(map(_finite, row)) for row in record["resamples"]),
-                n_resamples=int(record["n_resamples"]),
+                n_resamples=_count(record["n_resamples"]),
                 held_out=None if held_out is None else _held_out(held_out),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise FormatError(f"{source} must hold fits of rslm scaling fit: {error!r}") from None
+
+
+def _law(kind: type[LossLaw] | type[FrontierLaw], record: Mapping[str, Any]) -> Law:
+    """The law of a record, by name: whoever writes JSON may sort its keys."""
+    names = [field.name for field in fields(kind)]
+    if sorted(record) != sorted(names):
+        raise ValueError(f"law must have {', '.join(names)}, got {', '.join(record)}")
+    return kind(**{name: _finite(record[name]) for name in names})
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError(f"counts must be whole numbers below 2^53, got {value!r:.80}")
+    return value
+
+
+def _scatter(value: Any) -> float | None:
+    if value is not None and value < 0:
+        raise ValueError(f"scatter must be at least 0, got {value}")
+    return _finite_or_none(value)
 
 
 def _finite(value: Any) -> float:
@@ -216,8 +236,8 @@ def _finite_or_none(value: Any) -> float | None:
 
 def _held_out(record: Mapping[str, Any]) -> HeldOut:
     return HeldOut(
-        n_budgets=int(record["n_budgets"]),
-        n_points=int(record["n_points"]),
+        n_budgets=_count(record["n_budgets"]),
+        n_points=_count(record["n_points"]),
         flops_ratio=_finite(record["flops_ratio"]),
         mean_error=_finite(record["mean_error"]),
         rms_error=_finite(record["rms_error"]),

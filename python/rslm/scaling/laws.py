@@ -100,19 +100,22 @@ class LossLaw:
         """N* = G (C/k)^a and D* = (C/k)^b / G, with k = `flops_factor`.
 
         Raises:
-            ValueError: the budget is not positive, or the law has no optimum.
+            ValueError: the budget is not positive, or the law has no optimum that is a number.
 
         Source: Hoffmann et al. 2022, equation 4.
         """
         _require(0 < flop_budget < math.inf, "flop_budget", "positive", flop_budget)
         product = flop_budget / self.flops_factor
-        n_parameters = self.allocation_factor * product**self.parameter_share
-        n_tokens = product / n_parameters
+        try:
+            n_parameters = self.allocation_factor * product**self.parameter_share
+            n_tokens = product / n_parameters
+            loss = float(self.loss(n_parameters, n_tokens))
+        except (OverflowError, ZeroDivisionError):
+            n_parameters = n_tokens = loss = math.inf
+        if not all(map(math.isfinite, (n_parameters, n_tokens, loss))):
+            raise ValueError(f"the law leaves all numbers at {flop_budget:g} FLOPs")
         return Optimum(
-            flop_budget=flop_budget,
-            n_parameters=n_parameters,
-            n_tokens=n_tokens,
-            loss=float(self.loss(n_parameters, n_tokens)),
+            flop_budget=flop_budget, n_parameters=n_parameters, n_tokens=n_tokens, loss=loss
         )
 
     def budget_for(self, loss: float) -> float:
