@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scaling_points import LAW
 
-from rslm.architecture import TransformerConfig, train_flops_per_token
+from rslm.architecture import TransformerConfig, n_parameters_by_group, train_flops_per_token
 from rslm.config import from_record, to_toml
 from rslm.errors import FormatError
 from rslm.experiment.isoflop import _warmup, plan_isoflop, plan_pitfalls
@@ -51,6 +52,34 @@ def test_warmup_is_the_smallest_whole_share() -> None:
         # 7 / 25 * 25 is above 7.
         assert [_warmup(base, 25 * n) for n in (1, 2, 7)] == [warmup, 2 * warmup, 7 * warmup]
         assert _warmup(base, 24) == warmup - warmup // 25
+
+
+@pytest.mark.parametrize("counting", ["all", "non-embedding", "body"])
+@pytest.mark.parametrize("n_layers", [7, 8, 9, 10, 31])
+def test_many_layers_are_counted_like_few(n_layers: int, counting: Any) -> None:
+    switches: list[dict[str, Any]] = [
+        {"value_embeddings": True},
+        {"window_pattern": "SSL", "tied_head": True},
+        {"residual_scalars": True, "x0_scalars": True, "biases": True},
+        {"norm_position": "peri", "qk_norm": "rms-gain", "n_kv_heads": 2},
+    ]
+    for options in switches:
+        model = replace(MODEL, n_layers=n_layers, **options)
+        groups = n_parameters_by_group(model)
+        tables = groups["embedding"] + groups["value_embeddings"] + groups["head"]
+        expected = {"all": 0, "body": -tables, "non-embedding": 512 * 64 - tables}
+        assert count_parameters(model, counting) == sum(groups.values()) + expected[counting]
+
+
+def test_plan_of_the_largest_budget_is_quick_and_near() -> None:
+    start = time.process_time()
+    runs = plan_isoflop(BASE, [1e22, 1e40], n_sizes=3)
+    assert time.process_time() - start < 10  # A minute and hours, width by width.
+    for run in runs:
+        assert run.miss < 1e-3
+    wanted = [math.sqrt(1e40 / 120) / 4, math.sqrt(1e40 / 120) * 4]
+    found = sorted(run.n_parameters for run in runs if run.flop_budgets == (1e40,))
+    assert [found[0], found[-1]] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_shapes_keep_the_switches_of_the_base() -> None:

@@ -257,7 +257,7 @@ def _with_rates(
         rates["min_learning_rate"] = old.min_learning_rate * by_batch * by_size
     if old.muon.learning_rate is not None:
         rates["muon"] = replace(old.muon, learning_rate=old.muon.learning_rate * by_batch)
-    largest = min(base.micro_batch_size or batch_size, batch_size)
+    largest = min(base.micro_batch_size or 1, batch_size)
     micro = max(n for n in range(1, largest + 1) if batch_size % n == 0)
     config = replace(
         base,

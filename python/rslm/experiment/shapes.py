@@ -17,6 +17,8 @@ Counting = Literal["all", "non-embedding", "body"]
 
 _ASPECT_RANGE = 2.0
 _ASPECT_WEIGHT = 0.25
+_MANY_LAYERS = 8
+_FINENESS = 64
 
 
 def count_parameters(model: TransformerConfig, counting: Counting) -> int:
@@ -25,8 +27,13 @@ def count_parameters(model: TransformerConfig, counting: Counting) -> int:
         "all": n_parameters,
         "non-embedding": n_non_embedding_parameters,
         "body": n_body_parameters,
-    }
-    return count[counting](model)
+    }[counting]
+    if model.n_layers < _MANY_LAYERS:
+        return count(model)
+    # Two layers more always add the same, and counting thousands of them one by one takes long.
+    few = 2 + model.n_layers % 2
+    fewer, more = (count(replace(model, n_layers=n)) for n in (few, few + 2))
+    return fewer + (model.n_layers - few) // 2 * (more - fewer)
 
 
 def find_shape(base: TransformerConfig, n_wanted: float, counting: Counting) -> TransformerConfig:
@@ -62,7 +69,8 @@ def _candidates(
         # The smallest of this width is already too large, and so is all that is wider.
         if sizes and min(sizes) > n_wanted:
             return
-        n_heads += group
+        # Of wide models those a 64th apart are enough: their depths come as near as one likes.
+        n_heads += group * max(1, n_heads // (_FINENESS * group))
 
 
 def _depths(
