@@ -138,7 +138,7 @@ def test_a_run_is_made_once_however_it_is_asked_for(tmp_path: Path) -> None:
         ({"model": 3}, "model must be a table"),
         ({"n_steps": "10"}, "n_steps must be a whole number"),
         ({"n_steps": 0}, "n_steps must be at least 1"),
-        ({"n_steps": 10**400}, "within what is left"),
+        ({"n_steps": 10**400}, "n_steps must be below 2^63"),
         ({"model": {"n_layers": 10**9}}, "n_layers must be at most 1024"),
         ({"model": {"d_model": 2**20}}, "must fit into"),
     ],
@@ -409,6 +409,15 @@ def test_hostile_requests_are_refused(tmp_path: Path) -> None:
             assert request(port, head)[0] == 404
             head = "GET /runs HTTP/1.1\nHost: localhost\nConnection: close"
             assert request(port, head)[0] == 200
+            for line, host, status, fault in (
+                ("GET /none", "localhost", 404, "there is no '/none'"),
+                ("DELETE /runs/1", "localhost", 405, "'/runs/1' does not take DELETE"),
+                ("GET /runs", "evil.example", 400, "host must be 127.0.0.1 or localhost"),
+            ):
+                head = f"{line} HTTP/1.1\nHost: {host}\nConnection: close"
+                answer = request(port, head)
+                assert answer[0] == status
+                assert fault in json.loads(answer[1])["error"]
             assert len(ledger.runs()) == 1
         finally:
             server.should_exit = True

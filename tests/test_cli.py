@@ -872,3 +872,21 @@ def test_reader_that_goes_away_is_no_error(made: Path) -> None:
     _, errors = process.communicate(b"many words " * 100_000)
     assert process.returncode == 141
     assert errors == b""
+
+
+def test_hints_and_numbers_too_large_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_with(error: Exception) -> str:
+        def run(arguments: list[str]) -> int:
+            raise error
+
+        monkeypatch.setattr("rslm.cli.run", run)
+        assert main([]) == 2
+        return capsys.readouterr().err
+
+    assert fail_with(ValueError("a must be 1\nadd --b")) == "error: a must be 1; add --b\n"
+    assert fail_with(ValueError("found:\none\ntwo.\n")) == "error: found: one; two.\n"
+    too_large = fail_with(OverflowError("int too large to convert to float"))
+    assert too_large.startswith("error: a number among the options is too large: int too large")
+    assert too_large.count("\n") == 1

@@ -224,6 +224,11 @@ def test_merged_records_keep_what_only_one_has() -> None:
     assert below["t"] == {"x": 1, "y": 2}
 
 
+def test_key_with_a_dot_is_told_its_table() -> None:
+    with pytest.raises(ValueError, match="it is learning_rate of the table optimizer, not a name"):
+        configs.check_record(Outer, {"optimizer.learning_rate": 1.0})
+
+
 def test_closest_key_is_always_a_known_one() -> None:
     assert closest_key(Outer, "optimiser.learning_rate") == "optimizer.learning_rate"
     assert closest_key(Outer, "zzz") in configs.known_keys(Outer)

@@ -259,9 +259,23 @@ def make_empty(folder: Path) -> str:
     return str(folder)
 
 
+def spoil_tokens(folder: Path) -> str:
+    write_run(folder, model=SWIGLU)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0, "n_tokens": NaN}\n')
+    return str(folder)
+
+
+def spoil_model(folder: Path) -> str:
+    write_run(folder, model=SWIGLU)
+    (folder / "config.toml").write_text("model = 3\n")
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (spoil_tokens, "metrics.jsonl, line 1: n_tokens must be finite, got nan"),
+        (spoil_model, "model must be a table in"),
         (str, "must be a run folder or a study, and does not exist"),
         (make_empty, "must be or hold run folders or studies, and does not"),
         (spoil_study, "study.json: a run must have a name and a folder's name"),
@@ -288,6 +302,13 @@ def test_bad_input_gets_one_sentence_and_no_page(
 def test_out_that_is_a_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out must be a file"):
         write_report([folder], tmp_path)
+
+
+def test_place_of_the_page_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    out = tmp_path / "missing" / "x.html"
+    with pytest.raises(FileNotFoundError, match="folder to write it into does not exist") as found:
+        write_report([tmp_path / "nothing"], out)
+    assert found.value.filename == str(out)
 
 
 def test_damaged_study_is_named_and_an_empty_one_shown(tmp_path: Path) -> None:

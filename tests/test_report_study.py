@@ -158,3 +158,33 @@ def test_damaged_results_are_named(tmp_path: Path, ablated: dict[str, Any]) -> N
         (tmp_path / "ablation.json").write_text(text)
         with pytest.raises(FormatError, match=r"ablation\.json must hold results"):
             study_sections(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("ablation.json", ["arms"], []),
+        ("ablation.json", ["arms", 1, "test", "low"], None),
+        ("ablation.json", ["arms", 1, "verdict"], 5),
+        ("ablation.json", ["arms", 1, "train_flops"], 10**400),
+        ("ablation.json", ["arms", 0, "labels", "model.ffn"], 10**400),
+        ("ablation.json", ["arms", 1, "values"], {"0": 10**400}),
+        ("sweep.json", ["runs", 0, "status"], []),
+        ("sweep.json", ["runs", 0, "value"], "low"),
+        ("sweep.json", ["runs", 0, "labels", "optimizer.learning_rate"], 10**400),
+        ("sweep.json", ["best", "value"], 10**400),
+        ("sweep.json", ["edges", 0, "choice"], 3),
+    ],
+)
+def test_results_of_other_types_are_damaged(
+    ablated: dict[str, Any], tmp_path: Path, name: str, path: list[Any], value: Any
+) -> None:
+    record = json.loads(json.dumps(ablated if name == "ablation.json" else swept()))
+    assert ablated["arms"][1]["test"] is not None
+    place = record
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / name).write_text(json.dumps(record))
+    with pytest.raises(FormatError, match=f"{name} must hold results as rslm writes them"):
+        study_sections(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from scaling_points import LAW, isoflop_points, training_curves, with_noise
 
 from rslm.cli import main
+from rslm.commands.scaling_fit import require_folder
 from rslm.experiment import child
 from rslm.experiment.study import read_study
 from rslm.scaling.points import ScalingPoints
@@ -150,6 +151,11 @@ def test_dropping_the_highest_losses_leaves_the_others(
         (["predict", "--fit", "{table}", "--parameters", "1"], "give flops, or parameters and"),
         (["predict", "--fit", "{table}", "--flops", "1", "--tokens", "1"], "give flops, or"),
         (["predict", "--fit", "{table}", "--flops", "nan"], "flops must be positive"),
+        (["fit", "{table}", "--out", "{table}"], "out must be a folder or not exist yet, and"),
+        (["plan", *PLAN, "--flops-per-second", "1e-320"], "flops_per_second must be at least 1"),
+        (["plan", *PLAN, "--n-steps", "1" + "0" * 400], "n_steps must be below 2^63"),
+        (["plan", *PLAN, "--batch-size", "1" + "0" * 400], "batch_size must be below 2^63"),
+        (["plan", *PLAN, "--model.d-model", "1" + "0" * 400], "d_model must be below 2^63"),
         (["plan", "--budgets", "1e11"], "model.vocab_size must be given"),
         (["plan", *PLAN, "--budgets", "1e11,many"], "budgets must be numbers"),
         (["plan", *PLAN, "--budgets", "-1"], "budgets must be FLOPs"),
@@ -175,6 +181,32 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert shown.out == ""
     assert fault in shown.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_points_without_a_valley_are_told_what_fits_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = isoflop_points(2)
+    falling = ScalingPoints.of_allocations(
+        points.n_parameters, points.n_tokens, 9 - 0.2 * np.log(points.n_parameters)
+    )
+    assert run("fit", write_csv(tmp_path / "points.csv", falling), "--resamples", "20") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith(" FLOPs; --method vpnls does without\n")
+
+
+def test_help_speaks_of_the_folder_of_the_study(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("plan", "run"):
+        assert run(command, "--help") == 0
+        shown = capsys.readouterr().out
+        assert "Folder of the study" in shown
+        assert "Run folder, made by the run" not in shown
+
+
+def test_place_of_fits_is_refused_before_the_points_are_read(table: Path) -> None:
+    with pytest.raises(ValueError, match=rf"and {table} is a file"):
+        require_folder(table / "fits" / "new")
 
 
 def test_a_fit_that_fails_leaves_no_folder(table: Path, tmp_path: Path) -> None:

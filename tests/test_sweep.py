@@ -404,6 +404,17 @@ def test_command_writes_table_picture_and_preset(
     assert record["best"]["labels"] == {RATE: 0.01, "model.ffn": "relu2"}
 
 
+def test_preset_that_has_no_folder_is_refused_before_the_runs(
+    tmp_path: Path, token_files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    base, preset = write_base(tmp_path, token_files), tmp_path / "missing" / "best.toml"
+    command = ["sweep", str(base), "--over", f"{RATE}=1e-3", "--out", str(tmp_path / "s")]
+    assert main([*command, "--preset-out", str(preset)]) == 2
+    fault = "the folder to write it into does not exist"
+    assert capsys.readouterr().err == f"error: {preset}: {fault}\n"
+    assert not (tmp_path / "s").exists()
+
+
 def test_command_refuses_before_anything_is_made(
     tmp_path: Path, token_files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ):

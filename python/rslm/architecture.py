@@ -21,6 +21,9 @@ SoftcapForm = Literal["tanh", "sqrt"]
 Parametrisation = Literal["standard", "mup", "completep"]
 AttentionImplementation = Literal["auto", "reference", "tiled", "torch", "triton"]
 
+MAX_SIZE = 2**63 - 1
+"""The largest size that can be asked for: products of a few of them are still numbers."""
+
 _D_FF_MULTIPLE = 64
 """Feed-forward widths are multiples of this, so that tiles of matrix units are full."""
 
@@ -118,6 +121,8 @@ class TransformerConfig:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+            if size is not None and size > MAX_SIZE:
+                raise ValueError(f"{name} must be below 2^63, got {size}")
         for name in ("rope_theta", "attention_scale", "softcap"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

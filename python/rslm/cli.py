@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 from rslm import process
+from rslm.errors import one_line
 
 Options = TypeVar("Options")
 
@@ -130,6 +131,8 @@ def exit_code(arguments: list[str]) -> int:
         fail(error_line(error))
         has_failed = is_of_the_disk(error) or isinstance(error, ConnectionError)
         return EXIT_FAILED if has_failed else EXIT_USER_ERROR
+    except OverflowError as error:
+        return fail(f"a number among the options is too large: {error_line(error)}")
     except MemoryError as error:
         return fail(f"not enough memory: {error_line(error) or 'make the model or batch smaller'}")
     except RuntimeError as error:
@@ -267,7 +270,7 @@ def error_line(error: Exception) -> str:
         return "stdin must be open, and is closed"
     if isinstance(error, UnicodeDecodeError):
         return f"the input must be UTF-8, got an invalid byte at offset {error.start}"
-    return " ".join(str(error).split("\n"))
+    return one_line(str(error))
 
 
 def is_of_the_disk(error: Exception) -> bool:

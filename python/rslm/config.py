@@ -80,10 +80,12 @@ def _check(
     for key, value in record.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise ValueError(
-                f"unknown key {name}{_within(source)}; the closest known one is "
-                f"{closest_key(root, name)}"
-            )
+            close = closest_key(root, name)
+            hint = f"the closest known one is {close}"
+            if close == name:
+                table, _, last = name.rpartition(".")
+                hint = f"it is {last} of the table {table}, not a name with a dot"
+            raise ValueError(f"unknown key {name}{_within(source)}; {hint}")
         if key not in nested:
             checked[key] = _convert(value, hints[key], name, source)
         elif isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The one exception type of rslm's own; everything else raises built-ins."""
+"""The one exception type of rslm's own, and how messages of several lines become one."""
 
 
 class FormatError(ValueError):
@@ -7,3 +7,14 @@ class FormatError(ValueError):
     The message names the path, the offset where one is known, what must hold and
     what was found.
     """
+
+
+def one_line(message: str) -> str:
+    r"""A message whose further lines say what to do, in one.
+
+    >>> one_line("out must be new, got runs\nname another")
+    'out must be new, got runs; name another'
+    """
+    lines = [line.strip() for line in message.split("\n") if line.strip()]
+    ends = [" " if line.endswith((".", ":", ";", ",")) else "; " for line in lines]
+    return "".join(map("".join, zip(lines, [*ends[:-1], ""], strict=True)))

@@ -24,7 +24,7 @@ _BATCH_BYTES = 4 << 20
 def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
     """Replaces `path` by `data`, end to end: written beside, synced, renamed, folder synced.
 
-    A link stays, and what it leads to is replaced.
+    A link is replaced, too, not what it leads to.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; `path` is untouched.
@@ -64,8 +64,12 @@ def require_place(path: str | os.PathLike[str]) -> None:
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    """Where a file is written: behind links, and nowhere that a rename would replace a device."""
-    target = Path(os.path.realpath(path))
+    """The path, unless a rename would replace what is no file, as a device.
+
+    A link to a file is replaced, not followed: a run folder of somebody else's must not lead
+    writes out of it.
+    """
+    target = Path(path)
     try:
         mode = target.stat().st_mode
     except OSError:  # What is wrong with the place the one who opens it will say.

@@ -21,6 +21,9 @@ from rslm.series import smooth
 
 Status = Literal["running", "finished", "stopped"]
 
+_TABLES = ("data", "model", "optimizer")
+_COUNTS = ("n_tokens", "train_flops", "elapsed_seconds")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -77,12 +80,16 @@ def read_run(path: Path) -> Run:
     Raises:
         FileNotFoundError: it is none: it has no `config.toml`.
         FormatError: its metrics are damaged.
-        ValueError: its config is no TOML, or `n_steps` no number of steps.
+        ValueError: its config is no TOML, or `n_steps` no number of steps, or a table is none.
     """
     config = read_toml(path / "config.toml")
     if type(config.get("n_steps", 0)) is not int:
         given = config["n_steps"]
         raise ValueError(f"n_steps must be a whole number in {path}/config.toml, got {given!r}")
+    for name in _TABLES:
+        if not isinstance(config.get(name, {}), dict):
+            given = config[name]
+            raise ValueError(f"{name} must be a table in {path}/config.toml, got {given!r:.80}")
     rows = _read_rows(path / "metrics.jsonl")
     step = rows[-1]["step"] if rows else 0
     status: Status = "finished" if step == config.get("n_steps") else "stopped"
@@ -109,6 +116,8 @@ def _read_rows(path: Path) -> list[Row]:
             for key, value in row.items():
                 if not _is_metric(value):
                     raise FormatError(f"{path}, line {number}: {key} must be a number")
+                if key in _COUNTS and value is not None and not math.isfinite(value):
+                    raise FormatError(f"{path}, line {number}: {key} must be finite, got {value}")
             rows.append(row)
     return rows
 

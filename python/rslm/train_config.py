@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rslm.architecture import AttentionImplementation, TransformerConfig
+from rslm.architecture import MAX_SIZE, AttentionImplementation, TransformerConfig
 from rslm.group_rules import Algorithm, parse_group_rule
 from rslm.packing_reference import PackingPolicy
 from rslm.schedules import wsd_s_schedule
@@ -247,6 +247,7 @@ class TrainConfig:
         for name in [*names.split(), *optional.split()]:
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
+            _require(value is None or value <= MAX_SIZE, name, "below 2^63", value)
         _require(bool(self.sample_prompts), "sample_prompts", "at least one text", "none")
         different = len(set(self.trackers)) == len(self.trackers)
         _require(different, "trackers", "different from each other", ", ".join(self.trackers))

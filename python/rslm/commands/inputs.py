@@ -11,7 +11,11 @@ from rslm.terminal import Switch
 if TYPE_CHECKING:
     from rslm.tokenizer import InputOptions
 
-Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
+Files = Annotated[
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="[PATH ...]", help_behavior_hint=""),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

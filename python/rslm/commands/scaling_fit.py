@@ -67,6 +67,8 @@ def fit(options: FitOptions) -> None:
     """Prints each method's law and what it says of a budget; writes the fits and a picture."""
     from rslm.scaling import report
 
+    if options.out is not None:
+        require_folder(options.out)
     methods = chosen_methods(options.method)
     points, curves = read_inputs(options)
     fits = report.fit_all(points, curves, methods, n_resamples=options.resamples, seed=options.seed)
@@ -83,6 +85,17 @@ def fit(options: FitOptions) -> None:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         write_fits(options.out, record, points, curves, fits, budget)
+
+
+def require_folder(out: Path) -> None:
+    """Refuses before the fits what cannot be made a folder after them.
+
+    Raises:
+        ValueError: it, or what it is to be in, is a file.
+    """
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"out must be a folder or not exist yet, and {nearest} is a file")
 
 
 def chosen_methods(text: str) -> list["Method"]:

@@ -23,6 +23,14 @@ EXIT_FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyConfig(TrainConfig):
+    """The options of a run, with other words for where runs are made."""
+
+    out: Path
+    """Folder of the study; rslm scaling run makes the runs in it and needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """Plan runs that spend several budgets on several sizes each.
 
@@ -58,7 +66,7 @@ class PlanOptions:
     """TOML file of options; it wins over the preset, flags win over both."""
     json: Switch = False
     """Print JSON."""
-    run: Annotated[TrainConfig, tyro.conf.arg(name="")] = field()
+    run: Annotated[StudyConfig, tyro.conf.arg(name="")] = field()
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be, and two sources of one number."""
@@ -66,8 +74,8 @@ class PlanOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         speed = self.flops_per_second
-        if speed is not None and not 0 < speed < math.inf:
-            raise ValueError(f"flops_per_second must be positive, got {speed}")
+        if speed is not None and not 1 <= speed < math.inf:
+            raise ValueError(f"flops_per_second must be at least 1, got {speed}")
         if self.price is not None and not 0 <= self.price < math.inf:
             raise ValueError(f"price must be at least 0, got {self.price}")
         if self.measure and speed is not None:

@@ -71,7 +71,10 @@ def sweep(options: SweepOptions) -> int:
     from rslm.experiment.space import parse_dimension
     from rslm.experiment.sweep import Sweep, planned_runs, run_sweep
     from rslm.experiment.sweep_results import analyse
+    from rslm.files import require_place
 
+    if options.preset_out is not None:
+        require_place(options.preset_out)
     base = base_record(options.base, options.set)
     swept = Sweep(
         base=base,

@@ -26,12 +26,15 @@ from typing import NoReturn
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rslm.errors import one_line
 from rslm.experiment.ledger import Ledger, RepeatedError
 from rslm.experiment.queue import EXIT_TERMINATED, Queue
 from rslm.run_folder import Row
@@ -82,8 +85,33 @@ def make_app(ledger: Ledger) -> Starlette:
         Route("/prediction", post_prediction, methods=["POST"]),
     ]
     # A name that leads here from elsewhere does not make a page's script one of this machine.
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    return Starlette(routes=routes, middleware=[hosts])
+    middleware = [Middleware(_OnlyThisHost)]
+    return Starlette(
+        routes=routes, middleware=middleware, exception_handlers={HTTPException: _no_route}
+    )
+
+
+class _OnlyThisHost:
+    """Refuses requests that were sent to another name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "").partition(":")[0]
+        app = self._app
+        if host not in (HOST, "localhost"):
+            app = _error(f"host must be {HOST} or localhost, got {host!r:.80}", 400)
+        await app(scope, receive, send)
+
+
+async def _no_route(request: Request, error: Exception) -> JSONResponse:
+    """The answer where no route takes a path, or none with this method."""
+    assert isinstance(error, HTTPException)
+    path = f"{request.url.path!r:.80}"
+    reasons = {404: f"there is no {path}", 405: f"{path} does not take {request.method:.20}"}
+    message = reasons.get(error.status_code, error.detail)
+    return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
 
 async def _answer_post(request: Request, take: Callable[[Row], Row]) -> JSONResponse:
@@ -94,7 +122,7 @@ async def _answer_post(request: Request, take: Callable[[Row], Row]) -> JSONResp
     except RepeatedError as error:
         return JSONResponse({"error": str(error), "id": error.id}, 409)
     except (ValueError, OverflowError) as error:
-        return _error(" ".join(str(error).split("\n")), 400)
+        return _error(one_line(str(error)), 400)
     except ClientDisconnect:
         return _error("the client has gone", 400)
     except asyncio.CancelledError:

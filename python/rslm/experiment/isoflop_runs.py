@@ -102,8 +102,11 @@ def _points(
     run: Run, labels: Mapping[str, Any], n_parameters: int, is_validated: bool
 ) -> ScalingPoints:
     """The points of a run: one for each end of its schedule."""
-    ends = run.config.get("optimizer", {}).get("decay_ends", ())
-    ends = [*(end for end in ends if isinstance(end, int)), run.step]
+    given = run.config.get("optimizer", {}).get("decay_ends", [])
+    if not isinstance(given, list):
+        message = f"{run.path}/config.toml: decay_ends must be a list of steps, got {given!r:.80}"
+        raise FormatError(message)
+    ends = [*(end for end in given if isinstance(end, int)), run.step]
     rows = [_row_at(run, end, is_validated) for end in ends]
     columns = _columns(n_parameters, rows)
     budgets = labels.get("flop_budgets")

@@ -16,7 +16,7 @@ from rslm.experiment.report_runs import RunView, read_view
 from rslm.experiment.report_scaling import FIT_FILE, scaling_section
 from rslm.experiment.report_study import study_sections
 from rslm.experiment.study import STUDY_FILE, read_study
-from rslm.files import write_atomically
+from rslm.files import require_place, write_atomically
 from rslm.html_report.blocks import Page, Section
 from rslm.html_report.page import render
 from rslm.html_report.thinning import points_per_curve
@@ -58,13 +58,14 @@ def write_report(paths: Sequence[Path], out: Path, *, title: str | None = None) 
     The page is written beside `out` and renamed.
 
     Raises:
-        FileNotFoundError: a path is no folder.
+        FileNotFoundError: a path is no folder, or `out` is to be in none.
         FormatError: a run or a study is damaged.
-        ValueError: there are no runs.
+        ValueError: there are no runs, or `out` is no file.
         ModuleNotFoundError: plotly is not installed.
     """
     if out.is_dir():
         raise ValueError(f"out must be a file, and {out} is a folder")
+    require_place(out)
     studies, sources = find_sources(paths)
     views = read_views(sources)
     page = make_page(views, studies, title=title or title_of(studies, sources))

@@ -1,7 +1,7 @@
 """The sections of a report on what an ablation and a sweep found, from the files they wrote."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,26 @@ MIN_PLACES = 3
 """Values of an option from which on a curve over it says something."""
 
 
+_DAMAGES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_NUMBER = int | float
+_MAYBE = int | float | None
+_ARM = {
+    "axis": str,
+    "name": str,
+    "labels": dict,
+    "values": dict,
+    "verdict": str,
+    "test": dict | None,
+    "p_value_corrected": _MAYBE,
+    "n_diverged": int,
+    "train_flops": _MAYBE,
+    "seconds": _MAYBE,
+}
+_TEST = {"effect": _NUMBER, "low": _NUMBER, "high": _NUMBER, "confidence": _NUMBER}
+_RUN = {"labels": dict, "value": _MAYBE, "status": str, "train_flops": _MAYBE}
+_EDGE = {"option": str, "choice": dict}
+
+
 def study_sections(folder: Path) -> list[Section]:
     """What the files in a study's folder say, as far as there are any.
 
@@ -32,15 +52,31 @@ def study_sections(folder: Path) -> list[Section]:
         if path.is_file():
             try:
                 sections.append(make(json.loads(path.read_bytes())))
-            except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            except _DAMAGES as error:
                 message = f"{path} must hold results as rslm writes them: {error!r:.200}"
                 raise FormatError(message) from None
     return sections
 
 
+def _require_types(record: Record, types: Mapping[str, Any]) -> None:
+    """Refuses what would end in an error only where the page is written, far from the file."""
+    for name, kind in types.items():
+        value = record[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} must not be {value!r:.80}")
+        for number in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(number, int):
+                float(number)  # One that is too large for a picture is an OverflowError.
+
+
 def ablation(record: Record) -> Section:
     """Effects of the arms of an ablation, as a forest plot and as a table."""
+    _require_types(record, {"metric": str, "arms": list})
     metric, arms = record["metric"], record["arms"]
+    for arm in arms:
+        _require_types(arm, _ARM)
+        if arm["test"] is not None:
+            _require_types(arm["test"], _TEST)
     tested = [arm for arm in arms if arm["test"] is not None]
     baseline = _choice(arms[0]["labels"])
     lead = (
@@ -140,6 +176,12 @@ def _test(arm: Record, metric: str) -> list[Cell]:
 
 def sweep(record: Record) -> Section:
     """The metric over each option that a sweep changed, and where rates stop being stable."""
+    _require_types(record, {"metric": str, "best": dict, "edges": list, "runs": list})
+    _require_types(record["best"], {"labels": dict, "value": _NUMBER})
+    for edge in record["edges"]:
+        _require_types(edge, _EDGE)
+    for run in record["runs"]:
+        _require_types(run, _RUN)
     metric, runs = record["metric"], record["runs"]
     options = list(dict.fromkeys(option for run in runs for option in run["labels"]))
     best = record["best"]

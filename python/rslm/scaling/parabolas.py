@@ -68,7 +68,7 @@ def find_valley(flop_budget: float, points: ScalingPoints, weights: Array | None
     if c2 <= 0 or abs(c1) > 100 * c2:
         raise ValueError(
             f"the losses of a budget must have a lowest place between small and large models, "
-            f"and have none at {flop_budget:.4g} FLOPs"
+            f"and have none at {flop_budget:.4g} FLOPs\n--method vpnls does without"
         )
     place = -c1 / (2 * c2)
     intercept, slope = fit_line(x, np.log(points.n_tokens))
