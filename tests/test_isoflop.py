@@ -293,6 +293,27 @@ def test_a_decay_without_a_validation_is_refused(tmp_path: Path) -> None:
         read_scaling_runs([tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("table", "line", "fault"),
+    [
+        ("[optimizer]", "decay_ends = 5", "decay_ends must be a list of steps, got 5"),
+        ("n_steps", "optimizer = 3", "optimizer must be a table in .*config.toml, got 3"),
+        ("n_steps", "model = 3", "model must be a table in .*config.toml, got 3"),
+    ],
+)
+def test_options_of_other_types_are_named(
+    tmp_path: Path, table: str, line: str, fault: str
+) -> None:
+    write_study(tmp_path, wsd_s=False, validates=True)
+    for run in tmp_path.glob("*/config.toml"):
+        text = run.read_text().replace("decay_ends = []\n", "")
+        run.write_text(
+            text.replace(f"{table}\n", f"{table}\n{line}\n") if table[0] == "[" else f"{line}\n"
+        )
+    with pytest.raises(ValueError, match=fault):
+        read_scaling_runs([tmp_path])
+
+
 def test_counting_changes_sizes_alone(tmp_path: Path) -> None:
     write_study(tmp_path, wsd_s=False, validates=True)
     counted = {
