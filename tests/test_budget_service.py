@@ -138,7 +138,7 @@ def test_a_run_is_made_once_however_it_is_asked_for(tmp_path: Path) -> None:
         ({"model": 3}, "model must be a table"),
         ({"n_steps": "10"}, "n_steps must be a whole number"),
         ({"n_steps": 0}, "n_steps must be at least 1"),
-        ({"n_steps": 10**400}, "n_steps must be below 2^63"),
+        ({"n_steps": 10**400}, r"n_steps must be below 2\^63"),
         ({"model": {"n_layers": 10**9}}, "n_layers must be at most 1024"),
         ({"model": {"d_model": 2**20}}, "must fit into"),
     ],
