@@ -4,7 +4,7 @@ import time
 
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rslm.data.quality.segment import _cut, _word_starts, unicode_sentences, unicode_words
@@ -54,9 +54,11 @@ def test_word_segments_by_the_rules(segments: list[str]):
 
 
 # The engine of `regex` splits after an apostrophe before a vowel, as French wants it, and joins
-# what follows a leading mark or a flag to it; on other text it is an oracle.
+# what follows a leading mark or a flag to it; nor does it look past marks on either side of
+# punctuation between letters or digits, as WB4 has it. On other text it is an oracle.
 @given(st.text('aBé .,"1_:\u0301\r\nאבアイ漢;-\u3000\u2028', max_size=12).map("x".__add__))
 def test_word_segments_are_those_of_another_engine(text: str):
+    assume(not regex.search('[.,:;"]\u0301|\u0301[.,:;"]', text))
     expected = [piece for piece in regex.split(r"(?wV1)\b", text) if piece]
     assert word_segments(text) == expected
 
