@@ -5,14 +5,14 @@ import ipaddress
 import json
 import re
 import tarfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from timing import seconds
 
 from rslm.data import pii
 from rslm.data.pii import Preset, mask_emails, mask_ips, mask_phone_numbers, mask_pii
@@ -248,16 +248,6 @@ HOSTILE = {
     "marks": "|||",
     "newlines": "a@b.co\n",
 }
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """CPU seconds of the faster of two, so that neighbours do not count."""
-    times = []
-    for _ in range(2):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

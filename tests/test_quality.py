@@ -3,15 +3,14 @@
 import gzip
 import json
 import tarfile
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from timing import seconds
 
 from rslm.data.quality import PRESETS, Preset, check_quality
 
@@ -240,16 +239,6 @@ HOSTILE = {
     "quotes": "\"'",
     "lines of prose": "Then the man and his dog came to it.\n",
 }
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """CPU seconds of the faster of two, so that neighbours do not count."""
-    times = []
-    for _ in range(2):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 @pytest.mark.parametrize("preset", ["c4", "fineweb", "dolma", "dclm"])
