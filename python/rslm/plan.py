@@ -86,17 +86,17 @@ class Plan:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of an update."""
-        return self.config.batch_size * self.config.model.context_length
+        return self.config.tokens_per_step
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the run."""
-        return self.config.n_steps * self.tokens_per_step
+        return self.config.n_tokens
 
     @property
     def train_flops(self) -> float:
         """FLOPs of the run."""
-        return self.n_tokens * train_flops_per_token(self.config.model)
+        return self.config.train_flops
 
     @property
     def data_passes(self) -> float | None:

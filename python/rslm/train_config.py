@@ -5,7 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rslm.architecture import MAX_SIZE, AttentionImplementation, TransformerConfig
+from rslm.architecture import (
+    MAX_SIZE,
+    AttentionImplementation,
+    TransformerConfig,
+    train_flops_per_token,
+)
 from rslm.group_rules import Algorithm, parse_group_rule
 from rslm.packing_reference import PackingPolicy
 from rslm.schedules import wsd_s_schedule
@@ -273,6 +278,21 @@ class TrainConfig:
                 decay_ends=(*self.optimizer.decay_ends, self.n_steps),
                 cooldown_fraction=self.optimizer.resolved_cooldown_fraction,
             )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an update."""
+        return self.batch_size * self.model.context_length
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.n_steps * self.tokens_per_step
+
+    @property
+    def train_flops(self) -> float:
+        """FLOPs of the whole run, once the vocabulary is known."""
+        return self.n_tokens * train_flops_per_token(self.model)
 
 
 def _require_finite(name: str, value: float | None) -> None:
