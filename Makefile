@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
-EXTRAS := train,sweep,serve,report,dev
+EXTRAS := train,data,ray,sweep,serve,report,dev
 ARGS ?=
 # Processes that run the tests, each file in one of them; 0 runs all in one, for a debugger.
 JOBS ?= 2
@@ -59,6 +59,9 @@ $(EXTENSION): $(RUST_SOURCES) $(DEPENDENCIES) | tools $(BIN)/maturin
 	  echo "Installing dependencies into $(VENV) (PyTorch for Linux is some 3 GB: a few minutes)."
 	@PIP_QUIET=1 PIP_CONSTRAINT=constraints.txt \
 	  $(BIN)/maturin develop --release $(LOCKED) --quiet --extras $(EXTRAS)
+	@# Two packages install the module `fasttext`; this one can train, and must come last.
+	@$(BIN)/python -c 'import fasttext, sys; sys.exit(not hasattr(fasttext, "train_supervised"))' || \
+	  $(BIN)/python -m pip install --quiet --force-reinstall --no-deps -c constraints.txt fasttext-community
 	@touch $@
 
 setup: $(EXTENSION) ## Make .venv, install pinned dependencies, build the release extension
@@ -84,7 +87,7 @@ sanitize: | tools ## Run the Rust tests under AddressSanitizer (needs a nightly 
 lint: setup ## Check formatting, lints, types and the extension's stub
 	cargo fmt --check
 	cargo clippy --quiet $(LOCKED) --all-targets -- -D warnings
-	cargo clippy --quiet $(LOCKED) --all-targets --features python -- -D warnings
+	cargo clippy --quiet $(LOCKED) --all-targets --features python,web -- -D warnings
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/mypy

@@ -14,6 +14,8 @@
 //! - [`bpe`]: pretoken counts -> merges; pretokens -> ids. Knows no files of text.
 //! - [`token_file`]: ids -> shards, index and manifest, and back. Knows no BPE.
 //! - [`files`]: the whole-corpus jobs that join them: parallel, in order, bounded memory.
+//! - `web` (feature `web`): crawled pages to documents worth training on. Knows neither BPE nor
+//!   token files.
 //!
 //! Invariants: a result never depends on the number of threads or on where a text was
 //! divided; counts are u64; no input costs more than O(n log n); bad input is an
@@ -29,6 +31,8 @@ mod python;
 mod random;
 pub mod token_file;
 mod token_id;
+#[cfg(feature = "web")]
+pub mod web;
 
 pub use bpe::Tokenizer;
 pub use error::{Error, Result};

@@ -79,6 +79,7 @@ RUST_LAYERS = [
         "bpe::formats",
         "bpe::train",
         "files",
+        "web",
     ],
 ]
 # These hold declarations and re-exports only.

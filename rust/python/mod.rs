@@ -11,6 +11,8 @@ mod counts;
 mod packing;
 mod rows;
 mod tokenizer;
+#[cfg(feature = "web")]
+mod web;
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};

@@ -1,0 +1,6 @@
+//! The binding of [`crate::web`], one file per area.
+
+pub mod dedup;
+pub mod extract;
+pub mod pii;
+pub mod quality;

@@ -1,0 +1,1 @@
+//! Copies taken out of a corpus.

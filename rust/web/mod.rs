@@ -1,0 +1,17 @@
+//! Web data at crawl scale: pages -> text -> verdicts, masks, duplicates.
+//!
+//! Every part has a readable twin in `python/rslm/data`, which is its specification: what the
+//! two give is equal on any text, by test. Work is over batches of texts or over files of a
+//! shard; nothing calls back into Python for a document.
+//!
+//! - `decode`, `extract`: bytes of a page -> its text -> its main text,
+//! - `segment`: words and sentences (UAX #29), cut once for all rules,
+//! - `quality`, `pii`: the named recipes,
+//! - `dedup`: repeated lines, equal documents, near-duplicates, in bounded memory.
+
+pub mod decode;
+pub mod dedup;
+pub mod extract;
+pub mod pii;
+pub mod quality;
+pub mod segment;

@@ -1,0 +1,1 @@
+//! The named recipes of rules.
