@@ -19,6 +19,8 @@ __all__ = [
     "Tokenizer",
     "count_pretokens",
     "encode_files",
+    "extract_readable",
+    "page_problem",
     "pattern_engine",
     "permute",
     "plan_packing",
@@ -166,3 +168,11 @@ def plan_packing(
 
 def pretokenize(text: str, pattern: str) -> list[str]: ...
 def pattern_engine(pattern: str) -> str: ...
+
+# Most bytes of a page, depth, nodes, and bytes of a text.
+_ExtractLimits = tuple[int, int, int, int]
+
+def extract_readable(
+    pages: Sequence[str], limits: _ExtractLimits, n_threads: int
+) -> list[tuple[str, str]]: ...
+def page_problem(page: str, limits: _ExtractLimits) -> str: ...

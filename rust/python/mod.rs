@@ -122,6 +122,10 @@ mod _rslm {
     #[pymodule_export]
     use super::tokenizer::{EncodeIterator, StreamDecoder, Tokenizer};
 
+    #[cfg(feature = "web")]
+    #[pymodule_export]
+    use super::web::extract::{extract_readable, page_problem};
+
     /// Whether this is an optimised build; benchmarks refuse to time any other.
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) {

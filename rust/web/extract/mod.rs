@@ -1,1 +1,107 @@
-//! The main text of a page.
+//! The main text of a page: bounds, the Readability algorithm, clean text.
+//!
+//! A page is measured before it is parsed (`nesting`), since parsing and what follows take more
+//! than time in proportion to its size on pages made for that.
+
+mod elements;
+mod nesting;
+mod tags;
+mod workers;
+
+pub use workers::extract_batch;
+
+use std::borrow::Cow;
+
+use dom_smoothie::{Config, Readability, TextMode};
+
+/// What extraction of one page may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub max_page_bytes: usize,
+    /// Open elements.
+    pub max_depth: usize,
+    /// Elements, texts and comments.
+    pub max_nodes: usize,
+    pub max_text_bytes: usize,
+}
+
+/// Why a page has no text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    TooLarge,
+    TooDeep,
+    /// The extractor panicked.
+    Error,
+    /// No text, or white space.
+    Empty,
+}
+
+impl Problem {
+    /// The word that is counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::TooDeep => "too_deep",
+            Self::Error => "extract_error",
+            Self::Empty => "empty",
+        }
+    }
+}
+
+/// The text of a page, or why it has none.
+pub type Extracted = std::result::Result<String, Problem>;
+
+/// Whether a page may be parsed within these limits.
+pub fn check(page: &str, limits: &Limits) -> std::result::Result<(), Problem> {
+    if page.len() > limits.max_page_bytes {
+        return Err(Problem::TooLarge);
+    }
+    nesting::check(page.as_bytes(), limits)
+}
+
+/// The main text of a page, by the Readability algorithm.
+///
+/// # Panics
+/// Where `dom_smoothie` does, which some pages with unusual characters make it do.
+fn readable_text(page: &str, limits: &Limits) -> Extracted {
+    check(page, limits)?;
+    let page = clean(page);
+    let config = Config {
+        text_mode: TextMode::Formatted,
+        disable_json_ld: true,
+        ..Config::default()
+    };
+    let article =
+        Readability::new(page.as_ref(), None, Some(config)).and_then(|mut page| page.parse());
+    let text = article.map_or_else(
+        |_| String::new(),
+        |article| clean(&article.text_content).trim().to_owned(),
+    );
+    match text.len() {
+        0 => Err(Problem::Empty),
+        length if length > limits.max_text_bytes => Err(Problem::TooLarge),
+        _ => Ok(text),
+    }
+}
+
+/// The text with `\n` as its only line end, and no other C0 control than tab.
+fn clean(text: &str) -> Cow<'_, str> {
+    if !text
+        .bytes()
+        .any(|byte| byte < b' ' && byte != b'\n' && byte != b'\t')
+    {
+        return Cow::Borrowed(text);
+    }
+    let mut cleaned = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c < ' ' && c != '\n' && c != '\t') {
+        cleaned.push_str(&rest[..at]);
+        let ends_line = rest[at..].starts_with('\r') && !rest[at..].starts_with("\r\n");
+        if ends_line {
+            cleaned.push('\n');
+        }
+        rest = &rest[at + 1..];
+    }
+    cleaned.push_str(rest);
+    Cow::Owned(cleaned)
+}
