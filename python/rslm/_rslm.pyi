@@ -17,7 +17,9 @@ __all__ = [
     "EncodeIterator",
     "StreamDecoder",
     "Tokenizer",
+    "clean_controls",
     "count_pretokens",
+    "decode_bytes",
     "encode_files",
     "extract_readable",
     "page_problem",
@@ -26,6 +28,7 @@ __all__ = [
     "plan_packing",
     "pretokenize",
     "train_bpe",
+    "unpack_member",
     "verify_token_file",
 ]
 
@@ -176,3 +179,8 @@ def extract_readable(
     pages: Sequence[str], limits: _ExtractLimits, n_threads: int
 ) -> list[tuple[str, str]]: ...
 def page_problem(page: str, limits: _ExtractLimits) -> str: ...
+def clean_controls(text: str) -> str: ...
+def decode_bytes(page: bytes, label: str) -> tuple[str, str]: ...
+def unpack_member(
+    packed: bytes, start: int, max_bytes: int, max_inflation: int
+) -> tuple[bytes | None, int]: ...

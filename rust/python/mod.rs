@@ -125,6 +125,9 @@ mod _rslm {
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::extract::{extract_readable, page_problem};
+    #[cfg(feature = "web")]
+    #[pymodule_export]
+    use super::web::pages::{clean_controls, decode_bytes, unpack_member};
 
     /// Whether this is an optimised build; benchmarks refuse to time any other.
     #[pymodule_export]

@@ -4,6 +4,7 @@
 //! two give is equal on any text, by test. Work is over batches of texts or over files of a
 //! shard; nothing calls back into Python for a document.
 //!
+//! - `warc`: members of crawl files,
 //! - `decode`, `extract`: bytes of a page -> its text -> its main text,
 //! - `segment`: words and sentences (UAX #29), cut once for all rules,
 //! - `quality`, `pii`: the named recipes,
@@ -15,3 +16,4 @@ pub mod extract;
 pub mod pii;
 pub mod quality;
 pub mod segment;
+pub mod warc;

@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import codecs
 import re
+from typing import Literal
+
+from rslm import _rslm
+
+Implementation = Literal["rust", "reference"]
 
 # What a page may declare within; browsers look no further.
 _META_BYTES = 1024
@@ -73,23 +78,43 @@ _LABELS = {
 _ENCODINGS = {label: name for name, labels in _LABELS.items() for label in labels.split()}
 
 
-def decode_page(page: bytes, content_type: str = "") -> tuple[str, str]:
+def decode_page(
+    page: bytes, content_type: str = "", *, implementation: Implementation = "rust"
+) -> tuple[str, str]:
     """The page as clean text, and the encoding it was read in, by Python's name.
 
     The first that says: a byte order mark, `charset` of the HTTP header `content_type`, a
     `<meta>` tag or XML declaration in the first 1,024 bytes, the bytes themselves if they are
-    UTF-8; else windows-1252. An unknown label says nothing. Bytes that the encoding does not
-    know become U+FFFD.
+    UTF-8; else what the bytes look like. An unknown label says nothing. Bytes that the encoding
+    does not know become U+FFFD.
+
+    "reference" takes the standard library's codecs. They differ from browsers, which "rust"
+    follows, in few characters of the East Asian encodings and in what of a broken sequence of
+    those is replaced; and what is neither declared nor UTF-8 it reads as windows-1252.
     """
+    name, start = _named(page, content_type)
+    decode = _decode if implementation == "rust" else _decode_by_codecs
+    return decode(page[start:] if start else page, name)
+
+
+def _named(page: bytes, content_type: str) -> tuple[str, int]:
+    """Python's name of the encoding that the page or its header names, and where text begins."""
     for mark, name in _BOMS:
         if page.startswith(mark):
-            return clean_text(page[len(mark) :].decode(name, "replace")), name
-    name = encoding_named(charset_of(content_type)) or _declared(page)
-    if not name:
-        name = "utf-8" if _is_utf8(page) else "cp1252"
-    # What windows-125x leaves undefined in the C1 range are those controls to browsers.
-    errors = "rslm.c1" if name.startswith("cp125") else "replace"
-    return clean_text(page.decode(name, errors)), name
+            return name, len(mark)
+    return encoding_named(charset_of(content_type)) or _declared(page), 0
+
+
+def _decode(page: bytes, name: str) -> tuple[str, str]:
+    text, found = _rslm.decode_bytes(page, _LABELS[name].partition(" ")[0] if name else "")
+    return text, name or encoding_named(found)
+
+
+def _decode_by_codecs(page: bytes, name: str) -> tuple[str, str]:
+    name = name or ("utf-8" if _is_utf8(page) else "cp1252")
+    # What windows-125x and 874 leave undefined in the C1 range are those controls to browsers.
+    errors = "rslm.c1" if name.startswith(("cp125", "cp874")) else "replace"
+    return _clean_by_patterns(page.decode(name, errors)), name
 
 
 def charset_of(content_type: str) -> str:
@@ -109,6 +134,13 @@ def clean_text(text: str) -> str:
     A carriage return ends a line, with the newline behind it or alone. Lone surrogates, which
     have no UTF-8, become U+FFFD.
     """
+    try:
+        return _rslm.clean_controls(text)
+    except UnicodeEncodeError:
+        return _clean_by_patterns(text)
+
+
+def _clean_by_patterns(text: str) -> str:
     return _SURROGATES.sub("�", _CONTROLS.sub("", _LINE_ENDS.sub("\n", text)))
 
 

@@ -13,7 +13,9 @@ import re
 import zlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
+
+from rslm import _rslm
 
 PIECE_BYTES = 1 << 16
 _GZIP = b"\x1f\x8b\x08"
@@ -23,6 +25,10 @@ _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 # What of a member is looked at to tell whether one begins there.
 _PROBE_BYTES = 1 << 12
 _RESERVED_FLAG, _RESERVED_BLOCK, _MAX_BLOCK_BYTES = 8, 3, 1 << 17
+# What is read at once to find whole members in, and what one may hold to be unpacked at once.
+_WINDOW_BYTES = 1 << 21
+_WHOLE_BYTES = 4 << 20
+_IS_CUT = -1
 # A member may inflate to this much whatever the ratio.
 _HARMLESS_BYTES = 1 << 20
 
@@ -46,12 +52,30 @@ def read_pieces(file: BinaryIO) -> Iterator[bytes | SegmentEnd]:
 
 
 def unpack_members(
-    file: BinaryIO, kind: str, max_inflation: int, begins: bytes
+    file: BinaryIO,
+    kind: str,
+    max_inflation: int,
+    begins: bytes,
+    *,
+    implementation: Literal["rust", "reference"] = "rust",
 ) -> Iterator[bytes | SegmentEnd]:
-    """The file's bytes unpacked, none of the pieces empty, and an end after each member."""
+    """The file's bytes unpacked, none of the pieces empty, and an end after each member.
+
+    By "rust" a gzip member of at most 4 MiB that is whole is one piece; all others, and zstd
+    frames, are unpacked as by "reference", in small ones.
+    """
     size = file.seek(0, io.SEEK_END)
     start, wasted = 0, 0
+    window = _Window(file)
+    is_fast = kind == "gzip" and implementation == "rust"
     while start < size:
+        if is_fast and (found := window.unpack(start, max_inflation)):
+            piece, end = found
+            if piece:
+                yield piece
+            yield SegmentEnd()
+            start = end if window.holds_data(end) else _past_zeros(file, end, size)
+            continue
         end, n_read, damage = yield from _member(file, start, kind, max_inflation)
         yield SegmentEnd(damage)
         wasted += n_read if damage else 0
@@ -61,6 +85,35 @@ def unpack_members(
             again = start + 1 if wasted <= 4 * size else start + max(n_read, 1)
             end = _next_member(file, again, kind, begins)
         start = _past_zeros(file, end, size)
+
+
+class _Window:
+    """A stretch of a packed file, of which whole gzip members are unpacked at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._start, self._bytes = 0, b""
+
+    def unpack(self, start: int, max_inflation: int) -> tuple[bytes, int] | None:
+        """The bytes of the member at `start` and its end; None if it is not known to be whole."""
+        for is_last in (False, True):
+            within = start - self._start
+            if 0 <= within < len(self._bytes):
+                piece, end = _rslm.unpack_member(self._bytes, within, _WHOLE_BYTES, max_inflation)
+                if piece is not None:
+                    return piece, self._start + end
+                # Of a member that begins the window more would not be had.
+                if end != _IS_CUT or within == 0:
+                    return None
+            if not is_last:
+                self._file.seek(start)
+                self._start, self._bytes = start, self._file.read(_WINDOW_BYTES)
+        return None
+
+    def holds_data(self, place: int) -> bool:
+        """Whether the byte there is known not to be zero."""
+        within = place - self._start
+        return 0 <= within < len(self._bytes) and self._bytes[within] != 0
 
 
 def packing_of(file: BinaryIO, begins: bytes) -> str:

@@ -2,5 +2,6 @@
 
 pub mod dedup;
 pub mod extract;
+pub mod pages;
 pub mod pii;
 pub mod quality;

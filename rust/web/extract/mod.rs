@@ -10,25 +10,29 @@ mod workers;
 
 pub use workers::extract_batch;
 
-use std::borrow::Cow;
-
 use dom_smoothie::{Config, Readability, TextMode};
+
+use super::decode::clean;
 
 /// What extraction of one page may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Of a page, as UTF-8.
     pub max_page_bytes: usize,
     /// Open elements.
     pub max_depth: usize,
     /// Elements, texts and comments.
     pub max_nodes: usize,
+    /// Of its text.
     pub max_text_bytes: usize,
 }
 
 /// Why a page has no text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
+    /// The page or its text has more bytes or nodes than the limits.
     TooLarge,
+    /// It nests deeper, or keeps many elements open over many tags.
     TooDeep,
     /// The extractor panicked.
     Error,
@@ -82,26 +86,4 @@ fn readable_text(page: &str, limits: &Limits) -> Extracted {
         length if length > limits.max_text_bytes => Err(Problem::TooLarge),
         _ => Ok(text),
     }
-}
-
-/// The text with `\n` as its only line end, and no other C0 control than tab.
-fn clean(text: &str) -> Cow<'_, str> {
-    if !text
-        .bytes()
-        .any(|byte| byte < b' ' && byte != b'\n' && byte != b'\t')
-    {
-        return Cow::Borrowed(text);
-    }
-    let mut cleaned = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(|c: char| c < ' ' && c != '\n' && c != '\t') {
-        cleaned.push_str(&rest[..at]);
-        let ends_line = rest[at..].starts_with('\r') && !rest[at..].starts_with("\r\n");
-        if ends_line {
-            cleaned.push('\n');
-        }
-        rest = &rest[at + 1..];
-    }
-    cleaned.push_str(rest);
-    Cow::Owned(cleaned)
 }

@@ -21,7 +21,7 @@ const MAX_EQUAL: usize = 3;
 const MAX_MOVES: usize = 8;
 /// Steps of some 10 ns: one for each open element at each tag and text, what a tree builder
 /// may look at.
-const MAX_STEPS: usize = 100_000_000;
+const MAX_STEPS: usize = 25_000_000;
 /// Of a `<` or `&` in text, which is a token and an error of its own.
 const SPECIAL_STEPS: usize = 50;
 /// Of a byte of the title, which every heading is compared with.
