@@ -56,17 +56,18 @@ class ByteStream:
         self._max_file_bytes = limits.max_file_bytes
         self._file, self._is_packed, self._begins = file, bool(kind), begins
         self._n_pulled, self._n_unread = 0, 0
-        self._buffer = bytearray()
+        # Whole members come in one piece, which is handed out without a copy of the rest.
+        self._buffer, self._at = b"", 0
         self._ended = True
         self._held: bytes | SegmentEnd | None = None
         self._damage = ""
 
     def next_segment(self) -> bool:
         """Goes to the next segment, if there is one; what is left of this one is lost."""
-        self._buffer.clear()
+        self._buffer, self._at = b"", 0
         while not self._ended:
             self._pull()
-            self._buffer.clear()
+            self._buffer = b""
         piece = self._held or next(self._pieces, None)
         self._held, self._damage = None, ""
         if piece is None:
@@ -77,18 +78,21 @@ class ByteStream:
 
     def peek(self, n_bytes: int) -> bytes:
         """The next bytes without passing them; fewer at the segment's end."""
-        while len(self._buffer) < n_bytes and not self._ended:
-            self._pull()
-        return bytes(memoryview(self._buffer)[:n_bytes])
+        if len(self._buffer) - self._at < n_bytes and not self._ended:
+            self._fill(n_bytes)
+        return self._buffer[self._at : self._at + n_bytes]
 
     def read(self, n_bytes: int) -> bytes:
         """The next bytes; fewer at the segment's end."""
         data = self.peek(n_bytes)
-        del self._buffer[:n_bytes]
+        self._at += len(data)
         return data
 
     def skip(self, n_bytes: int) -> int:
         """How many bytes were passed; fewer at the segment's end."""
+        if n_bytes <= len(self._buffer) - self._at:
+            self._at += n_bytes
+            return n_bytes
         left = n_bytes
         while left and (data := self.read(min(left, PIECE_BYTES))):
             left -= len(data)
@@ -102,23 +106,24 @@ class ByteStream:
         """
         self._n_unread += len(data)
         if self._n_unread <= _UNREAD_FREE_BYTES + 4 * self._n_pulled:
-            self._buffer[:0] = data
+            self._buffer, self._at = data + self._buffer[self._at :], 0
 
     def unskip(self, n_bytes: int) -> None:
         """Goes back over bytes that were passed; where the file is packed they are lost."""
         self._n_unread += n_bytes
         if self._is_packed or self._n_unread > _UNREAD_FREE_BYTES + 4 * self._n_pulled:
             return
-        self._file.seek(-len(self._buffer) - n_bytes, io.SEEK_CUR)
+        n_bytes += len(self._buffer) - self._at
+        self._file.seek(-n_bytes, io.SEEK_CUR)
         # They are pulled a second time, which must not allow for more of the same.
-        self._n_pulled -= len(self._buffer) + n_bytes
-        self._buffer.clear()
+        self._n_pulled -= n_bytes
+        self._buffer, self._at = b"", 0
         left = self._max_file_bytes - self._n_pulled
         self._pieces, self._ended = _within(read_pieces(self._file), left), False
 
     def at_end(self) -> bool:
         """Whether the segment has no more bytes."""
-        return not self.peek(1)
+        return self._at >= len(self._buffer) and not self.peek(1)
 
     def damage(self) -> str:
         """What was wrong with the segment, known at its end; "" where it was whole."""
@@ -161,12 +166,25 @@ class ByteStream:
             self._pieces = _chain(end, self._pieces)
         self._held = start or (None if end == _NO_MORE else end)
 
+    def _fill(self, n_bytes: int) -> None:
+        """Pulls until so many bytes are there, or the segment ends."""
+        pieces = [self._buffer[self._at :]] if self._at < len(self._buffer) else []
+        n_left = n_bytes - sum(map(len, pieces))
+        while n_left > 0 and not self._ended:
+            self._buffer, self._at = b"", 0
+            self._pull()
+            pieces.append(self._buffer)
+            n_left -= len(self._buffer)
+        self._buffer = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._at = 0
+
     def _pull(self) -> None:
         self._take(next(self._pieces, None) or SegmentEnd())
 
     def _take(self, piece: bytes | SegmentEnd) -> None:
         if isinstance(piece, bytes):
-            self._buffer += piece
+            rest = self._buffer[self._at :]
+            self._buffer, self._at = rest + piece if rest else piece, 0
             self._n_pulled += len(piece)
         else:
             self._ended, self._damage = True, piece.damage
