@@ -3,6 +3,7 @@
 //! A page is measured before it is parsed (`nesting`), since parsing and what follows take more
 //! than time in proportion to its size on pages made for that.
 
+mod asides;
 mod elements;
 mod nesting;
 mod tags;
@@ -70,6 +71,7 @@ pub fn check(page: &str, limits: &Limits) -> std::result::Result<(), Problem> {
 fn readable_text(page: &str, limits: &Limits) -> Extracted {
     check(page, limits)?;
     let page = clean(page);
+    let page = asides::without_asides(&page);
     let config = Config {
         text_mode: TextMode::Formatted,
         disable_json_ld: true,

@@ -10,7 +10,7 @@
 use memchr::{memchr_iter, memchr2_iter};
 
 use super::elements::{Kind, kind_of, leaves_foreign};
-use super::tags::{Tag, Token, Tokens};
+use super::tags::{NAME_BYTES, Tag, Token, Tokens};
 use super::{Limits, Problem};
 
 /// Attributes of one tag: each is compared with all before it.
@@ -30,7 +30,6 @@ const TITLE_STEPS: usize = 5;
 const SEARCH_BYTES: usize = 256;
 /// The first byte of a no-break space, and of others that are taken for one.
 const NO_BREAK_BYTE: u8 = 0xc2;
-const MAX_NAME_BYTES: usize = 16;
 
 /// Whether a page may be parsed within these limits.
 pub fn check(page: &[u8], limits: &Limits) -> Result<(), Problem> {
@@ -138,16 +137,8 @@ impl<'a> Nesting<'a> {
     }
 
     fn tag(&mut self, tag: &Tag, tokens: &mut Tokens) {
-        let mut buffer = [0; MAX_NAME_BYTES];
-        let name: &[u8] = match buffer.get_mut(..tag.name.len()) {
-            Some(name) => {
-                name.copy_from_slice(tag.name);
-                name.make_ascii_lowercase();
-                name
-            }
-            // No element of a kind of its own has so long a name.
-            None => tag.name,
-        };
+        let mut buffer = [0; NAME_BYTES];
+        let name = tag.lower_name(&mut buffer);
         self.n_attributes = tag.n_attributes;
         match name {
             b"meta" => self.title_bytes = self.title_bytes.max(tag.source.len()),

@@ -5,6 +5,9 @@
 
 use memchr::{memchr, memmem};
 
+/// More than the longest name of an element with rules of its own.
+pub const NAME_BYTES: usize = 16;
+
 /// A piece of a page.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Token<'a> {
@@ -62,6 +65,11 @@ impl<'a> Tokens<'a> {
         self.at = self.page.len();
     }
 
+    /// How many bytes were passed.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
     /// Where the next tag or comment begins, from `at` on.
     fn markup_from(&self, mut at: usize) -> usize {
         while let Some(found) = memchr(b'<', &self.page[at..]) {
@@ -111,7 +119,7 @@ impl<'a> Tokens<'a> {
                 _ => {
                     is_self_closing = false;
                     n_attributes += 1;
-                    at = attribute_end(page, at)?;
+                    at = attribute(page, at)?.1;
                 }
             }
         }
@@ -161,35 +169,85 @@ fn comment_end(comment: &[u8]) -> Option<usize> {
     None
 }
 
-/// Where an attribute that begins at `at` ends; none if the page does before.
-fn attribute_end(page: &[u8], mut at: usize) -> Option<usize> {
+/// An attribute of a tag.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Attribute<'a> {
+    /// As it stands, in any case of letters.
+    pub name: &'a [u8],
+    /// Without quotes, and with its character references as they stand.
+    pub value: &'a [u8],
+}
+
+impl<'a> Tag<'a> {
+    /// Its name in lower case if it is short enough to be that of an element.
+    pub fn lower_name<'b>(&self, buffer: &'b mut [u8; NAME_BYTES]) -> &'b [u8]
+    where
+        'a: 'b,
+    {
+        match buffer.get_mut(..self.name.len()) {
+            Some(name) => {
+                name.copy_from_slice(self.name);
+                name.make_ascii_lowercase();
+                name
+            }
+            None => self.name,
+        }
+    }
+
+    /// Its attributes, in order.
+    pub fn attributes(&self) -> impl Iterator<Item = Attribute<'a>> {
+        let source = self.source;
+        let mut at = 1 + self.name.len();
+        std::iter::from_fn(move || {
+            while source
+                .get(at)
+                .is_some_and(|&byte| byte == b'/' || is_space(byte))
+            {
+                at += 1;
+            }
+            if at + 1 >= source.len() {
+                return None;
+            }
+            let (attribute, end) = attribute(source, at)?;
+            at = end;
+            Some(attribute)
+        })
+    }
+}
+
+/// The attribute that begins at `at`, and where it ends; none if the page does before.
+fn attribute(page: &[u8], start: usize) -> Option<(Attribute<'_>, usize)> {
     // An equals sign in the first place belongs to the name.
-    at += 1;
+    let mut at = start + 1;
     while page
         .get(at)
         .is_some_and(|&byte| byte != b'=' && !ends_name(byte))
     {
         at += 1;
     }
-    let name_end = at;
+    let (name, name_end) = (&page[start..at], at);
     at = skip_spaces(page, at);
     if *page.get(at)? != b'=' {
-        return Some(name_end);
+        return Some((Attribute { name, value: b"" }, name_end));
     }
     at = skip_spaces(page, at + 1);
-    match *page.get(at)? {
-        quote @ (b'"' | b'\'') => memchr(quote, &page[at + 1..]).map(|found| at + found + 2),
-        b'>' => Some(at),
+    let (value, end) = match *page.get(at)? {
+        quote @ (b'"' | b'\'') => {
+            let length = memchr(quote, &page[at + 1..])?;
+            (&page[at + 1..][..length], at + length + 2)
+        }
         _ => {
+            let value = at;
             while page
                 .get(at)
                 .is_some_and(|&byte| byte != b'>' && !is_space(byte))
             {
                 at += 1;
             }
-            Some(at)
+            (&page[value..at], at)
         }
-    }
+    };
+    Some((Attribute { name, value }, end))
 }
 
 fn skip_spaces(page: &[u8], mut at: usize) -> usize {
@@ -244,6 +302,24 @@ mod tests {
         assert_eq!(shown("<a b = '>' c>"), ["a 2"]);
         assert_eq!(shown("<a b=>x"), ["a 1", "text"]);
         assert_eq!(shown("<a b='x"), [""; 0]);
+    }
+
+    #[test]
+    fn attributes_have_names_and_values() {
+        let mut tokens = Tokens::new(b"<p CLASS='a b' c d=e/f =g h = \"i>\"/>");
+        let Some(Token::Tag(tag)) = tokens.next() else {
+            panic!("a tag is one");
+        };
+        let found: Vec<_> = tag.attributes().map(|one| (one.name, one.value)).collect();
+        let expected: [(&[u8], &[u8]); 5] = [
+            (b"CLASS", b"a b"),
+            (b"c", b""),
+            (b"d", b"e/f"),
+            (b"=g", b""),
+            (b"h", b"i>"),
+        ];
+        assert_eq!(found, expected);
+        assert!(tag.is_self_closing);
     }
 
     #[test]
