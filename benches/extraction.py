@@ -106,9 +106,7 @@ def _share(true: float, wrong: float, others: float) -> float:
 def f1_error(pages: Sequence[Counts], *, n_samples: int = 500, seed: int = 0) -> float:
     """The standard error of F1 over bootstrap samples of the pages."""
     chosen = random.Random(seed)
-    scores = [
-        precision_recall_f1(chosen.choices(pages, k=len(pages)))[2] for _ in range(n_samples)
-    ]
+    scores = [precision_recall_f1(chosen.choices(pages, k=len(pages)))[2] for _ in range(n_samples)]
     mean = sum(scores) / n_samples
     return float((sum((score - mean) ** 2 for score in scores) / (n_samples - 1)) ** 0.5)
 
@@ -220,7 +218,9 @@ def main() -> None:
     if arguments.peers_python:
         workers |= dict.fromkeys(PEERS, Worker(arguments.peers_python, PEERS))
     report = table(pages, measure(pages, workers, arguments.passes))
-    used = {key: value for worker in set(workers.values()) for key, value in worker.versions.items()}
+    used = {
+        key: value for worker in set(workers.values()) for key, value in worker.versions.items()
+    }
     for worker in set(workers.values()):
         worker.close()
     note = (

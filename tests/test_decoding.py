@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rslm.data.decoding import charset_of, clean_text, decode_page, encoding_named
+from rslm.data.decoding import (
+    _LABELS,
+    _clean_by_patterns,
+    charset_of,
+    clean_text,
+    decode_page,
+    encoding_named,
+)
 
 META = b'<html><head><meta charset="%b"></head><body>'
 
@@ -66,6 +73,72 @@ def test_any_bytes_become_clean_text(page: bytes, label: str):
     assert codecs.lookup(name)
     text.encode()
     assert clean_text(text) == text
+
+
+# What the standard library's tables and browsers' differ in.
+OTHER_BYTES = {"koi8-u": b"\xae\xbe", "cp1255": b"\xca"}
+EAST_ASIAN = ("gb18030", "big5hkscs", "euc_jp", "iso2022_jp", "cp932", "cp949")
+
+
+@pytest.mark.parametrize("name", sorted(set(_LABELS) - set(EAST_ASIAN)))
+def test_decode_page_equals_the_reference(name: str):
+    label = f"a/b;charset={_LABELS[name].split()[0]}"
+    every = bytes(set(range(256)) - set(OTHER_BYTES.get(name, b"")))
+    for page in (every, every[1:], b"a" + every[::-1], *(bytes([byte, 0x20]) for byte in every)):
+        found = decode_page(page, label)
+        assert found == decode_page(page, label, implementation="reference")
+        assert found[1] == name
+
+
+@pytest.mark.parametrize("name", EAST_ASIAN)
+@given(st.text("aé日本語中文한국어ひらカタ、。！\n\r 1", max_size=20))
+def test_east_asian_text_equals_the_reference(name: str, text: str):
+    label = f"a/b;charset={_LABELS[name].split()[0]}"
+    page = text.encode(name, "ignore")
+    expected = decode_page(page, label, implementation="reference")
+    assert decode_page(page, label) == expected
+    assert expected[0] == clean_text(page.decode(name))
+
+
+@given(st.binary(), st.sampled_from(["utf-8", "utf-16le", "utf-16be", "windows-1252", "latin2"]))
+def test_any_bytes_equal_the_reference(page: bytes, label: str):
+    content_type = f"a/b;charset={label}"
+    expected = decode_page(page, content_type, implementation="reference")
+    assert decode_page(page, content_type) == expected
+
+
+@given(st.text())
+def test_clean_text_equals_the_reference(text: str):
+    assert clean_text(text) == _clean_by_patterns(text)
+
+
+TEXTS = {
+    "cp1251": "Это обычная страница на русском языке, каких много в старых собраниях сайтов.",
+    # The detector takes either for the one that has all letters of the other.
+    "koi8-u": "Это обычная страница на русском языке, каких много в старых собраниях сайтов.",
+    "cp1253": "Αυτή είναι μια συνηθισμένη ελληνική σελίδα από τις παλιές συλλογές ιστοσελίδων.",
+    "cp932": "これは普通の日本語のページです。昔のサイトにはこのようなページがたくさんあります。",
+    "euc_jp": "これは普通の日本語のページです。昔のサイトにはこのようなページがたくさんあります。",
+    "gb18030": "这是一个普通的中文网页，在旧的网站里有很多这样的网页，没有声明编码。",
+    "cp949": "이것은 평범한 한국어 페이지입니다. 오래된 사이트에는 이런 페이지가 많이 있습니다.",
+    "cp1252": "Voilà une page française très ordinaire, déjà âgée, où rien n'est déclaré.",
+    "utf-8": "Это обычная страница на русском языке, каких много в старых собраниях сайтов.",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_undeclared_pages_are_read_in_their_encoding(name: str):
+    page = b"<p>" + TEXTS[name].encode(name) + b"</p>"
+    assert decode_page(page) == (f"<p>{TEXTS[name]}</p>", name)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_guesses_agree_with_resiliparse(name: str):
+    encoding = pytest.importorskip("resiliparse.parse.encoding")
+    page = b"<p>" + TEXTS[name].encode(name) * 20 + b"</p>"
+    guess = encoding_named(encoding.detect_encoding(page))
+    assert decode_page(page)[1] in (guess, name)
+    assert guess in (name, "koi8-r")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))

@@ -28,7 +28,8 @@ _RESERVED_FLAG, _RESERVED_BLOCK, _MAX_BLOCK_BYTES = 8, 3, 1 << 17
 # What is read at once to find whole members in, and what one may hold to be unpacked at once.
 _WINDOW_BYTES = 1 << 21
 _WHOLE_BYTES = 4 << 20
-_IS_CUT = -1
+# Stands for the end of a member that goes on behind the bytes there are.
+_IS_CUT = 1
 # A member may inflate to this much whatever the ratio.
 _HARMLESS_BYTES = 1 << 20
 

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::super::{run, text_of};
-use crate::web::extract::{Extracted, Limits, check, extract_batch};
+use crate::web::extract::{Extracted, Limits, Problem, check, extract_batch};
 
 /// Most bytes of a page, depth, nodes, and bytes of a text.
 type LimitValues = (usize, usize, usize, usize);
@@ -46,7 +46,7 @@ pub fn page_problem(
     let page = text_of(&page)?;
     let limits = limits_of(limits);
     let checked = py.detach(|| check(&page, &limits));
-    Ok(checked.map_or_else(|problem| problem.name(), |()| ""))
+    Ok(checked.map_or_else(Problem::name, |()| ""))
 }
 
 fn as_pair(extracted: Extracted) -> (String, &'static str) {

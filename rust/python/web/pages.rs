@@ -8,8 +8,8 @@ use pyo3::types::{PyBytes, PyString};
 use crate::web::decode::{clean, decode};
 use crate::web::warc::{Member, inflate_member};
 
-/// The gzip member at `start`, unpacked, and where it ends; with -1 for an end one that goes on
-/// behind the bytes, with -2 one that is not in order.
+/// The gzip member at `start`, unpacked, and where it ends; without one, 1 if it goes on behind
+/// the bytes and 0 if it is not in order.
 #[pyfunction]
 pub fn unpack_member<'py>(
     py: Python<'py>,
@@ -17,12 +17,12 @@ pub fn unpack_member<'py>(
     start: usize,
     max_bytes: usize,
     max_inflation: usize,
-) -> (Option<Bound<'py, PyBytes>>, isize) {
+) -> (Option<Bound<'py, PyBytes>>, usize) {
     let packed = packed.get(start..).unwrap_or_default();
     match py.detach(|| inflate_member(packed, max_bytes, max_inflation)) {
-        Member::Whole(bytes, n_read) => (Some(PyBytes::new(py, &bytes)), (start + n_read) as isize),
-        Member::Cut => (None, -1),
-        Member::Refused => (None, -2),
+        Member::Whole(bytes, n_read) => (Some(PyBytes::new(py, &bytes)), start + n_read),
+        Member::Cut => (None, 1),
+        Member::Refused => (None, 0),
     }
 }
 

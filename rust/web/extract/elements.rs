@@ -20,8 +20,10 @@ pub enum Kind {
     ListItem,
     /// `dt` and `dd`.
     Definition,
-    /// `option`, `optgroup` and the parts of `ruby`: closed by each other.
-    Part,
+    /// `option` and `optgroup`.
+    Option,
+    /// The parts of `ruby`.
+    Ruby,
     Select,
     Button,
     Form,
@@ -42,9 +44,9 @@ pub enum Kind {
     Template,
     /// `svg` and `math`.
     Foreign,
-    /// Holds HTML within SVG and MathML.
+    /// Holds HTML within SVG and `MathML`.
     Integration,
-    /// Holds HTML within MathML if an attribute says so.
+    /// Holds HTML within `MathML` if an attribute says so.
     Annotation,
 }
 
@@ -65,14 +67,15 @@ pub fn kind_of(name: &[u8]) -> Kind {
         b"h1" | b"h2" | b"h3" | b"h4" | b"h5" | b"h6" => Kind::Heading,
         b"li" => Kind::ListItem,
         b"dd" | b"dt" => Kind::Definition,
-        b"option" | b"optgroup" | b"rb" | b"rp" | b"rt" | b"rtc" => Kind::Part,
+        b"option" | b"optgroup" => Kind::Option,
+        b"rb" | b"rp" | b"rt" | b"rtc" => Kind::Ruby,
         b"select" => Kind::Select,
         b"button" => Kind::Button,
         b"form" => Kind::Form,
         b"iframe" | b"noembed" | b"noframes" | b"script" | b"style" | b"textarea" | b"title"
         | b"xmp" => Kind::Raw,
         b"plaintext" => Kind::PlainText,
-        b"html" | b"head" | b"body" | b"frameset" => Kind::Once,
+        b"html" | b"head" | b"body" => Kind::Once,
         b"table" => Kind::Table,
         b"tbody" | b"tfoot" | b"thead" => Kind::RowGroup,
         b"caption" | b"colgroup" => Kind::Caption,
@@ -87,7 +90,7 @@ pub fn kind_of(name: &[u8]) -> Kind {
     }
 }
 
-/// Whether a start tag of this name ends what is open of SVG and MathML.
+/// Whether a start tag of this name ends what is open of SVG and `MathML`.
 pub fn leaves_foreign(name: &[u8]) -> bool {
     match kind_of(name) {
         Kind::Anchor => name == b"nobr",
@@ -116,7 +119,12 @@ impl Kind {
     pub fn is_special(self) -> bool {
         !matches!(
             self,
-            Self::Other | Self::Formatting | Self::Anchor | Self::Part | Self::Foreign
+            Self::Other
+                | Self::Formatting
+                | Self::Anchor
+                | Self::Option
+                | Self::Ruby
+                | Self::Foreign
         )
     }
 

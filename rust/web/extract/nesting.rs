@@ -51,7 +51,7 @@ pub fn check(page: &[u8], limits: &Limits) -> Result<(), Problem> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rules {
     Html,
-    /// SVG or MathML.
+    /// SVG or `MathML`.
     Foreign,
     /// Either: nothing is taken for self-closing or for raw text.
     Unsure,
@@ -168,6 +168,8 @@ impl<'a> Nesting<'a> {
             kind => kind,
         };
         if kind == Kind::PlainText || kind == Kind::Raw {
+            // The text in it.
+            self.n_nodes += 1;
             self.open_again();
             if rules == Rules::Unsure {
                 self.push(name, Kind::Other, rules);
@@ -230,7 +232,21 @@ impl<'a> Nesting<'a> {
                 return false;
             }
             Kind::Heading => self.pop_last(|kind| kind == Kind::Heading),
-            Kind::Part => self.pop_last(|kind| kind == Kind::Part),
+            Kind::Option => {
+                if self
+                    .stack
+                    .last()
+                    .is_some_and(|open| open.name == hash(b"option"))
+                {
+                    self.pop();
+                }
+                self.open_again();
+            }
+            Kind::Ruby => {
+                if self.stack.iter().any(|open| open.name == hash(b"ruby")) {
+                    self.pop_last(|kind| kind == Kind::Ruby);
+                }
+            }
             Kind::ListItem | Kind::Definition => self.close_item(kind),
             Kind::Select => {
                 if self.n_selects > 0 && self.close_in_scope(hash(name)) {
@@ -286,7 +302,7 @@ impl<'a> Nesting<'a> {
     }
 
     fn end_tag(&mut self, name: &[u8]) {
-        let (kind, hash) = (kind_of(name), hash(name));
+        let (kind, name_hash) = (kind_of(name), hash(name));
         while self.rules() == Rules::Foreign && matches!(name, b"p" | b"br") {
             self.pop();
         }
@@ -297,15 +313,26 @@ impl<'a> Nesting<'a> {
                 self.n_nodes += usize::from(name == b"br");
             }
             Kind::Formatting | Kind::Anchor if self.rules() != Rules::Foreign => {
-                match self.find_active(hash) {
+                match self.find_active(name_hash) {
                     Some(at) => self.close_formatting(at),
-                    None => self.close_other(hash),
+                    None => self.close_other(name_hash),
                 }
             }
             Kind::Paragraph => {
                 // One that is not open is opened and closed.
                 self.n_nodes += 1;
                 self.close_paragraph();
+            }
+            Kind::ListItem => {
+                let is_list = |open: &Open| open.name == hash(b"ul") || open.name == hash(b"ol");
+                let list = self.stack.iter().rposition(is_list);
+                let item = self
+                    .stack
+                    .iter()
+                    .rposition(|open| open.kind == Kind::ListItem);
+                if item > list {
+                    self.close_in_scope(name_hash);
+                }
             }
             Kind::Heading => {
                 self.close_in_scope_if(|open| open.kind == Kind::Heading);
@@ -317,13 +344,13 @@ impl<'a> Nesting<'a> {
                 }
             }
             Kind::Table | Kind::RowGroup | Kind::Caption | Kind::Row | Kind::Cell => {
-                self.close_in_table(hash);
+                self.close_in_table(name_hash);
             }
-            Kind::Integration | Kind::Annotation => self.close_other(hash),
+            Kind::Integration | Kind::Annotation => self.close_other(name_hash),
             _ if kind.is_special() => {
-                self.close_in_scope(hash);
+                self.close_in_scope(name_hash);
             }
-            _ => self.close_other(hash),
+            _ => self.close_other(name_hash),
         }
     }
 

@@ -231,21 +231,19 @@ fn attribute(page: &[u8], start: usize) -> Option<(Attribute<'_>, usize)> {
         return Some((Attribute { name, value: b"" }, name_end));
     }
     at = skip_spaces(page, at + 1);
-    let (value, end) = match *page.get(at)? {
-        quote @ (b'"' | b'\'') => {
-            let length = memchr(quote, &page[at + 1..])?;
-            (&page[at + 1..][..length], at + length + 2)
+    let first = *page.get(at)?;
+    let (value, end) = if matches!(first, b'"' | b'\'') {
+        let length = memchr(first, &page[at + 1..])?;
+        (&page[at + 1..][..length], at + length + 2)
+    } else {
+        let value = at;
+        while page
+            .get(at)
+            .is_some_and(|&byte| byte != b'>' && !is_space(byte))
+        {
+            at += 1;
         }
-        _ => {
-            let value = at;
-            while page
-                .get(at)
-                .is_some_and(|&byte| byte != b'>' && !is_space(byte))
-            {
-                at += 1;
-            }
-            (&page[value..at], at)
-        }
+        (&page[value..at], at)
     };
     Some((Attribute { name, value }, end))
 }
