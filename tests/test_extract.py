@@ -1,9 +1,11 @@
 """Text of web pages: quality on real ones, the library that must be equalled, hostile ones."""
 
+import gzip
 import importlib.util
 import os
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timing import seconds
 
+from rslm.data.decoding import decode_page
+from rslm.data.documents import read_documents
 from rslm.data.extract import Extracted, ExtractLimits, Extractor, extract_batch, extract_text
 
 resiliparse = pytest.importorskip("resiliparse")
@@ -292,3 +296,27 @@ def test_memory_is_flat_over_many_pages(articles):
     for _ in range(60):
         extract_batch(pages)
     assert resident_bytes() - before < 50_000_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_binary_junk_is_bounded(seed: int):
+    junk = random.Random(seed).randbytes(300_000)
+    for page in (junk, gzip.compress(junk), b"<html><p>" + junk, junk.replace(b"\0", b"<div>")):
+        text, _ = decode_page(page)
+        assert seconds(lambda text=text: extract_batch([text])) < 3
+        for label in ("utf-16", "shift_jis", "gb18030", "iso-2022-jp", "euc-kr"):
+            text, _ = decode_page(page, f"text/html; charset={label}")
+            assert extract_batch([text])[0].problem in ("", "empty", "too_deep", "too_large")
+
+
+@pytest.mark.slow
+def test_a_line_of_64_megabytes_is_counted(tmp_path: Path):
+    line = b'{"text": "' + b"word " * 13_000_000 + b'"}\n'
+    (tmp_path / "a.jsonl").write_bytes(line + b'{"text": "next"}\n')
+    (tmp_path / "b.html").write_bytes(b"<p>" + b"word " * 13_000_000)
+    (tmp_path / "c.warc").write_bytes(b"WARC/1.0\r\nContent-Length: 65000000\r\n\r\n" + line[:-1])
+    skipped: Counter[str] = Counter()
+    taken = seconds(lambda: list(read_documents(tmp_path, skipped=skipped)))
+    assert [document.text for document in read_documents(tmp_path)] == ["next"]
+    assert skipped == {"too_large": 6}
+    assert taken < 5
