@@ -33,6 +33,8 @@ pub enum Kind {
     PlainText,
     /// At most once in a page.
     Once,
+    /// Neither closes others nor is closed with them.
+    Apart,
     Table,
     RowGroup,
     /// `caption` and `colgroup`.
@@ -76,6 +78,7 @@ pub fn kind_of(name: &[u8]) -> Kind {
         | b"xmp" => Kind::Raw,
         b"plaintext" => Kind::PlainText,
         b"html" | b"head" | b"body" => Kind::Once,
+        b"noscript" | b"frameset" => Kind::Apart,
         b"table" => Kind::Table,
         b"tbody" | b"tfoot" | b"thead" => Kind::RowGroup,
         b"caption" | b"colgroup" => Kind::Caption,
@@ -84,10 +87,20 @@ pub fn kind_of(name: &[u8]) -> Kind {
         b"applet" | b"marquee" | b"object" => Kind::Scope,
         b"template" => Kind::Template,
         b"svg" | b"math" => Kind::Foreign,
-        b"foreignobject" | b"desc" | b"mi" | b"mo" | b"mn" | b"ms" | b"mtext" => Kind::Integration,
+        _ if holds_html_in_svg(name) || holds_html_in_math(name) => Kind::Integration,
         b"annotation-xml" => Kind::Annotation,
         _ => Kind::Other,
     }
+}
+
+/// Whether an element of this name holds HTML within SVG.
+pub fn holds_html_in_svg(name: &[u8]) -> bool {
+    matches!(name, b"foreignobject" | b"desc" | b"title")
+}
+
+/// Whether an element of this name holds HTML within `MathML`.
+pub fn holds_html_in_math(name: &[u8]) -> bool {
+    matches!(name, b"mi" | b"mo" | b"mn" | b"ms" | b"mtext")
 }
 
 /// Whether a start tag of this name ends what is open of SVG and `MathML`.

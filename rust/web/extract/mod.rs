@@ -6,6 +6,7 @@
 mod asides;
 mod elements;
 mod nesting;
+mod open_elements;
 mod tags;
 mod workers;
 
