@@ -176,16 +176,7 @@ impl Nesting<'_> {
                 }
                 self.open.open_again();
             }
-            Kind::Ruby => {
-                if self
-                    .open
-                    .stack
-                    .iter()
-                    .any(|open| open.name == hash(b"ruby"))
-                {
-                    self.open.close_implied();
-                }
-            }
+            Kind::Ruby if self.open.holds(b"ruby") => self.open.close_implied(),
             Kind::ListItem | Kind::Definition => self.open.close_item(kind),
             Kind::Select => {
                 if self.open.n_selects > 0 && self.open.close_in_scope(hash(name)) {

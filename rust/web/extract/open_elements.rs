@@ -186,6 +186,12 @@ impl OpenElements {
         }
     }
 
+    /// Whether an element of this name is open.
+    pub fn holds(&self, name: &[u8]) -> bool {
+        let name = hash(name);
+        self.stack.iter().any(|open| open.name == name)
+    }
+
     /// Closes what needs no end tag.
     pub fn close_implied(&mut self) {
         while let Some(Open {
