@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn pack(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder
             .write_all(bytes)
             .expect("memory takes what is written");
