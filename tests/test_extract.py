@@ -215,6 +215,22 @@ def test_no_page_is_deeper_than_measured(page: str):
         assert extract_batch([page], limits=limits)[0].problem in ("too_large", "too_deep")
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("<li><ul></li>", "<rt>", "<optgroup>", "<g><noscript></g>", "<span><div></span>"),
+        *("<math><mtext><rb></mtext>", "<svg><thead></thead><title>", "<form><i></form>"),
+        *("<svg><font><g/>", "<b><div></b>", "<table><td>", "<button><table><td>"),
+    ],
+)
+def test_end_tags_that_close_nothing_hide_no_depth(piece: str):
+    page = piece * 100
+    depth, _ = open_depth(page)
+    assert depth > 100
+    limits = ExtractLimits(max_depth=depth - 3)
+    assert extract_batch([page], limits=limits)[0].problem == "too_deep"
+
+
 def test_drawings_and_forms_that_end_are_not_deep():
     page = "<div><svg><title>a</title><g><path/></g></svg><form><b>b</form></b></div>" * 2000
     (found,) = extract_batch([page], limits=ExtractLimits(max_depth=20))
