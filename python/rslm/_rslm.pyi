@@ -169,6 +169,17 @@ def plan_packing(
 ]:
     """Where rows begin among the pieces, and the document, start and length of each piece."""
 
+def check_quality(
+    texts: list[str], preset: str, n_threads: int
+) -> list[tuple[str, str | None, list[tuple[str, int]]] | None]:
+    """Why each page is dropped, its text if that changed, lines removed; None for no UTF-8."""
+
+def mask_pii(
+    texts: list[str], preset: str, n_threads: int
+) -> list[tuple[str | None, list[tuple[str, int]], str] | None]:
+    """Each text if it changed, masks put, why the page is dropped; None for no UTF-8."""
+
+def mask_pii_kind(text: str, preset: str, kind: str) -> tuple[str | None, int] | None: ...
 def pretokenize(text: str, pattern: str) -> list[str]: ...
 def pattern_engine(pattern: str) -> str: ...
 

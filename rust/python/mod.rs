@@ -121,6 +121,12 @@ mod _rslm {
     use super::packing::plan_packing;
     #[pymodule_export]
     use super::tokenizer::{EncodeIterator, StreamDecoder, Tokenizer};
+    #[cfg(feature = "web")]
+    #[pymodule_export]
+    use super::web::pii::{mask_pii, mask_pii_kind};
+    #[cfg(feature = "web")]
+    #[pymodule_export]
+    use super::web::quality::check_quality;
 
     #[cfg(feature = "web")]
     #[pymodule_export]

@@ -10,6 +10,7 @@
 //! - `quality`, `pii`: the named recipes,
 //! - `dedup`: repeated lines, equal documents, near-duplicates, in bounded memory.
 
+pub(crate) mod batch;
 pub mod decode;
 pub mod dedup;
 pub mod extract;

@@ -23,9 +23,12 @@ Sources: the CS336 assignment on data (course); Soldaini et al. 2024, section 3.
 import ipaddress
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
+
+from rslm import _rslm
+from rslm.data.quality.characters import WORD, is_word_character
 
 EMAIL_MASK = "|||EMAIL_ADDRESS|||"
 PHONE_MASK = "|||PHONE_NUMBER|||"
@@ -56,7 +59,7 @@ _BYTE = "(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
 _IP = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}")
 _IP_COURSE = re.compile(rf"(?<![0-9]){_IP.pattern}(?![0-9])")
 _PHONE_COURSE = re.compile(
-    r"(?<!\w)(?:\+1[ .-]?)?(?:\([0-9]{3}\)|[0-9]{3})[ .-]?[0-9]{3}[ .-]?[0-9]{4}(?!\w)"
+    rf"(?<!{WORD})(?:\+1[ .-]?)?(?:\([0-9]{{3}}\)|[0-9]{{3}})[ .-]?[0-9]{{3}}[ .-]?[0-9]{{4}}(?!{WORD})"
 )
 _PHONE_DOLMA = re.compile(r"(?<=[^\S\n])\(?[0-9]{3}\)?[-. ]*+[0-9]{3}[-. ]?[0-9]{4}")
 
@@ -70,10 +73,10 @@ _LOCAL_COURSE = frozenset(_ALPHANUMERIC + "._%+-")
 _LOCAL_FINEWEB = frozenset(_ALPHANUMERIC + "!#$%&'*+/=?^_`{|}~-" + ".")
 _MARKS_DOLMA = frozenset(".@,?!;:)(")
 _MARKS_AFTER_DOLMA = _MARKS_DOLMA - {"."}
-_WORD_BORDER = re.compile(r"\b")
 _LINE = re.compile(r"[^\n]*+\n|[^\n]++")
 
 Preset = Literal["course", "dolma", "fineweb"]
+Implementation = Literal["rust", "reference"]
 Span = tuple[int, int]
 
 
@@ -94,21 +97,65 @@ class Masked:
 
 def mask_emails(text: str) -> tuple[str, int]:
     """The text with its e-mail addresses masked as the course does it, and their number."""
-    return _replace(text, find_emails_course(text), itertools.repeat(EMAIL_MASK))
+    return _mask_kind(text, "emails")
 
 
 def mask_phone_numbers(text: str) -> tuple[str, int]:
     """The text with its US phone numbers masked as the course does it, and their number."""
-    return _replace(text, _matches(_PHONE_COURSE, text), itertools.repeat(PHONE_MASK))
+    return _mask_kind(text, "phones")
 
 
 def mask_ips(text: str) -> tuple[str, int]:
     """The text with its IPv4 addresses masked as the course does it, and their number."""
-    return _replace(text, _matches(_IP_COURSE, text), itertools.repeat(IP_MASK))
+    return _mask_kind(text, "ips")
 
 
-def mask_pii(text: str, preset: Preset) -> Masked:
+def _mask_kind(text: str, kind: str) -> tuple[str, int]:
+    row = _rslm.mask_pii_kind(text, "course", kind)
+    if row is None:  # Lone surrogates.
+        return _MASKERS["course"][kind](text)
+    masked, n_masks = row
+    return text if masked is None else masked, n_masks
+
+
+def mask_pii(text: str, preset: Preset, *, implementation: Implementation = "rust") -> Masked:
     """The text masked by a published recipe, with counts.
+
+    Args:
+        implementation: "rust", or "reference", the searches of this module that specify it. Both
+            give the same on any text; the reference masks texts with lone surrogates.
+
+    Raises:
+        ValueError: `preset` or `implementation` is not one of the names.
+    """
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation must be rust or reference, got {implementation!r}")
+    if implementation == "reference":
+        return mask_pii_reference(text, preset)
+    return mask_pii_batch([text], preset)[0]
+
+
+def mask_pii_batch(texts: Sequence[str], preset: Preset, *, n_threads: int = 1) -> list[Masked]:
+    """Each text masked as by `mask_pii`; without the interpreter's lock.
+
+    Raises:
+        ValueError: `preset` is not one of the names, or `n_threads` is below 1.
+    """
+    if n_threads < 1:
+        raise ValueError(f"n_threads must be at least 1, got {n_threads}")
+    rows = _rslm.mask_pii(list(texts), preset, n_threads)
+    return [
+        mask_pii_reference(text, preset)
+        if row is None
+        else Masked(
+            text=text if row[0] is None else row[0], counts=dict(row[1]), drop_reason=row[2]
+        )
+        for text, row in zip(texts, rows, strict=True)
+    ]
+
+
+def mask_pii_reference(text: str, preset: Preset) -> Masked:
+    """What `mask_pii` gives, by the searches of this module.
 
     Raises:
         ValueError: `preset` is not one of the names.
@@ -149,12 +196,18 @@ def find_emails_fineweb(text: str) -> Iterator[Span]:
         begin = max(run, text.rfind("..", run, at) + 2) if ".." in text[run:at] else run
         if at == begin or text[at - 1] == ".":
             continue
-        starts = (i for i in range(begin, at) if text[i] != "." and _WORD_BORDER.match(text, i))
+        starts = (i for i in range(begin, at) if text[i] != "." and _is_word_border(text, i))
         start = next(starts, None)
         domain = _DOMAIN_FINEWEB.match(text, at + 1)
         if domain and start is not None:
             end = domain.end()
             yield start, end
+
+
+def _is_word_border(text: str, place: int) -> bool:
+    r"""Where `\b` matches."""
+    before = text[place - 1 : place] if place else ""
+    return is_word_character(before) != is_word_character(text[place])
 
 
 def find_emails_dolma(text: str) -> Iterator[Span]:
@@ -256,7 +309,11 @@ def _run_before(text: str, position: int, lowest: int, belongs: Callable[[str], 
 
 
 _MASKERS: dict[Preset, dict[str, Callable[[str], tuple[str, int]]]] = {
-    "course": {"emails": mask_emails, "ips": mask_ips, "phones": mask_phone_numbers},
+    "course": {
+        "emails": _mask_all(find_emails_course, EMAIL_MASK),
+        "ips": _mask_all(lambda text: _matches(_IP_COURSE, text), IP_MASK),
+        "phones": _mask_all(lambda text: _matches(_PHONE_COURSE, text), PHONE_MASK),
+    },
     "dolma": {
         "emails": _mask_all(find_emails_dolma, f" {EMAIL_MASK} "),
         "ips": _mask_all(lambda text: _matches(_IP, text), f" {IP_MASK} "),

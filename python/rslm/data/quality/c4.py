@@ -8,6 +8,7 @@ order and for what the paper leaves to its code; Soldaini et al. 2024, section 3
 import re
 from collections import Counter
 
+from rslm.data.quality.characters import DECIMAL
 from rslm.data.quality.page import Page, Verdict, dropped, edited
 from rslm.data.quality.segment import unicode_sentences
 
@@ -29,7 +30,7 @@ TERMINAL_PUNCTUATION_DOLMA = (".", "?", "!", '"')
 # These send the whole page away, unless an earlier rule has removed their line.
 PAGE_REASONS = frozenset({"c4_lorem_ipsum", "c4_curly_bracket"})
 
-_CITATION = re.compile(r"\[\d*+\]|\[edit\]|\[citation needed\]")
+_CITATION = re.compile(rf"\[{DECIMAL}*+\]|\[edit\]|\[citation needed\]")
 
 
 def check_c4(page: Page, *, terminal_punctuation: bool = True) -> Verdict:

@@ -2,8 +2,9 @@ r"""The edits of DCLM-Baseline's heuristics (RefinedWeb's, reproduced): newlines
 
 After Gopher's rules and repetition, lines of capitals, digits and counters and lines of one word
 go, and with them some calls of the page's furniture; a page that loses more than 5 % of its words
-to that is dropped. DCLM also cuts addresses out of the text, by a list of top-level domains that is
-not part of this package: a page full of them keeps them here.
+to that is dropped. DCLM also cuts web addresses out of the text before all rules. That is left out:
+what it takes for one depends on a list of the top-level domains of the day, which the recipe
+downloads and does not date, so that no version of it could be named. Addresses stay in the text.
 
 Source: Li et al. 2024 (arXiv:2406.11794), its dclm_baseline_refinedweb configuration and mappers;
 Penedo et al. 2023 (arXiv:2306.01116), section G.2, for the line-wise rules.
@@ -13,6 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+from rslm.data.quality import characters
+from rslm.data.quality.characters import DECIMAL, NOT_WORD
 from rslm.data.quality.gopher import alphanumeric_words
 from rslm.data.quality.page import Page, Verdict, dropped, edited, ratio
 
@@ -24,9 +27,9 @@ MAX_WORDS_OF_FURNITURE_LINE = 10
 MAX_REMOVED_WORDS = 0.05
 
 _COUNTER = re.compile(
-    r"\W*+\d[\d,.]*+[kmb]?\s++"
+    rf"{NOT_WORD}*+{DECIMAL}[,.{DECIMAL[1:]}*+[kmb]?\s++"
     r"(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|downvotes|downloads"
-    r"|views|followers)\W*+"
+    r"|views|followers)" + NOT_WORD + "*+"
 )
 # One after the other, in this order. The dots of the second are wildcards, as in DCLM, which
 # never escaped them: `read more >>` at the end of a line goes too, with one more character.
@@ -67,12 +70,15 @@ def edit_lines(page: Page) -> Verdict:
 
 def is_uppercase(line: str) -> bool:
     """More than half of the code points are capitals (`str.isupper`)."""
-    return ratio(sum(character.isupper() for character in line), len(line)) > MAX_UPPERCASE
+    return (
+        ratio(sum(characters.is_uppercase(character) for character in line), len(line))
+        > MAX_UPPERCASE
+    )
 
 
 def is_digits(line: str) -> bool:
     """All code points are digits (`str.isdigit`), for lines short of a million."""
-    return ratio(sum(character.isdigit() for character in line), len(line)) > MAX_DIGITS
+    return ratio(sum(characters.is_digit(character) for character in line), len(line)) > MAX_DIGITS
 
 
 def is_counter(line: str) -> bool:

@@ -29,7 +29,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rslm.data.quality.characters import is_symbols_only
+from rslm.data.quality.characters import is_alphanumeric, is_letter, is_symbols_only
 from rslm.data.quality.page import Page, ratio
 
 MIN_WORDS = 50
@@ -151,7 +151,7 @@ def too_many_ellipsis_lines(page: Page, rules: GopherRules) -> bool:
 def too_few_alphabetic_words(page: Page, rules: GopherRules) -> bool:
     """Fewer than 80 % of the words hold a letter (categories L*, as `str.isalpha` has it)."""
     words = rules.words(page)
-    n_alphabetic = sum(any(character.isalpha() for character in word) for word in words)
+    n_alphabetic = sum(any(map(is_letter, word)) for word in words)
     return ratio(n_alphabetic, len(words)) < MIN_ALPHABETIC_WORDS
 
 
@@ -194,7 +194,7 @@ def words_without_symbols(page: Page) -> Sequence[str]:
 
 def alphanumeric_words(page: Page) -> Sequence[str]:
     """Words of fastText's tokenizer whose first character is a letter or a number."""
-    return [word for word in _FASTTEXT_WORD.findall(page.text) if word[0].isalnum()]
+    return [word for word in _FASTTEXT_WORD.findall(page.text) if is_alphanumeric(word[0])]
 
 
 def lines(page: Page) -> Sequence[str]:

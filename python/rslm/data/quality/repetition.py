@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rslm.data.quality.characters import is_alphanumeric
 from rslm.data.quality.page import Page, ratio
 
 MAX_DUPLICATE_LINES = 0.30
@@ -190,7 +191,7 @@ def check_repetition_dclm(page: Page) -> str | None:
     if not lines:
         return "repetition_empty"
     parts = filled_segments(page.text, "\n\n")
-    words = [word for word in page.unicode_words if word[0].isalnum()]
+    words = [word for word in page.unicode_words if is_alphanumeric(word[0])]
     return _check_segments(lines, parts, repeated_members) or _check_words(words)
 
 

@@ -3,24 +3,12 @@
 Both walks read the classes of the characters once, attach what the rules ignore (marks,
 joiners, format characters) to the character before, and decide each border from a few
 neighbours: a megabyte of combining marks or of full stops costs what a megabyte of prose does.
-Character classes are those of the installed `regex` package, not of Python's own tables.
+Character classes are those of Unicode 16.0.0, from `characters`.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 
-import regex
-
-_WORD_CLASSES = (
-    *("ALetter", "Hebrew_Letter", "Numeric", "Katakana", "ExtendNumLet", "MidLetter", "MidNum"),
-    *("MidNumLet", "Single_Quote", "Double_Quote", "Extend", "Format", "ZWJ"),
-    *("Regional_Indicator", "CR", "LF", "Newline", "WSegSpace"),
-)
-_SENTENCE_CLASSES = (
-    *("Sep", "CR", "LF", "Sp", "Lower", "Upper", "OLetter", "Numeric", "ATerm", "STerm", "Close"),
-    *("SContinue", "Extend", "Format"),
-)
-_PICTOGRAPH = regex.compile(r"\p{Extended_Pictographic}")
+from rslm.data.quality.characters import is_pictograph, sentence_class, word_class
 
 _LETTERS = {"ALetter", "Hebrew_Letter"}
 _WORD_LINES = {"CR", "LF", "Newline"}
@@ -67,23 +55,6 @@ def _cut(text: str, starts: Iterator[int]) -> Iterator[str]:
         yield text[begin:]
 
 
-def _class_reader(property_name: str, classes: tuple[str, ...]) -> Callable[[str], str]:
-    pattern = regex.compile(
-        "|".join(rf"(?P<{name}>\p{{{property_name}={name}}})" for name in classes)
-    )
-
-    @functools.cache
-    def read(character: str) -> str:
-        found = pattern.match(character)
-        return found.lastgroup if found else "Other"
-
-    return read
-
-
-_word_class = _class_reader("WB", _WORD_CLASSES)
-_sentence_class = _class_reader("SB", _SENTENCE_CLASSES)
-
-
 def _units(
     text: str, class_of: Callable[[str], str], ignored: set[str], breakers: set[str]
 ) -> tuple[list[int], list[str]]:
@@ -101,7 +72,7 @@ def _units(
 
 def _word_starts(text: str) -> Iterator[int]:
     """Every word border but the first and the last."""
-    starts, classes = _units(text, _word_class, _WORD_IGNORED, _WORD_LINES)
+    starts, classes = _units(text, word_class, _WORD_IGNORED, _WORD_LINES)
     around = ["", *classes, "", ""]
     n_flags = 0
     for i in range(1, len(classes)):
@@ -117,9 +88,9 @@ def _word_starts(text: str) -> Iterator[int]:
 
 def _joins_by_character(text: str, position: int, left: str, right: str) -> bool:
     """WB3c and WB3d, which look at the character before and not at the unit before."""
-    previous = _word_class(text[position - 1])
+    previous = word_class(text[position - 1])
     if previous == "ZWJ":
-        return left not in _WORD_LINES and bool(_PICTOGRAPH.match(text[position]))
+        return left not in _WORD_LINES and is_pictograph(text[position])
     return previous == right == "WSegSpace"
 
 
@@ -154,7 +125,7 @@ def _joins_words(before: str, left: str, right: str, after: str) -> bool:
 
 def _sentence_starts(text: str) -> Iterator[int]:
     """Every sentence border but the first and the last."""
-    starts, classes = _units(text, _sentence_class, _SENTENCE_IGNORED, _PARAGRAPH_ENDS)
+    starts, classes = _units(text, sentence_class, _SENTENCE_IGNORED, _PARAGRAPH_ENDS)
     decisive = _next_decisive(classes)
     term = ""  # the terminal that closing marks and blanks now follow
     stage = ""  # what came last after it: "term", "close", "space" or "paragraph"
