@@ -126,7 +126,7 @@ mod _rslm {
     use super::web::pii::{mask_pii, mask_pii_kind};
     #[cfg(feature = "web")]
     #[pymodule_export]
-    use super::web::quality::check_quality;
+    use super::web::quality::{check_quality, count_sentences, unicode_words};
 
     #[cfg(feature = "web")]
     #[pymodule_export]

@@ -7,6 +7,7 @@ use super::super::run;
 use super::texts_of;
 use crate::web::batch::map_in_parallel;
 use crate::web::quality::{LinesRemoved, Preset, check};
+use crate::web::segment;
 
 /// (reason, the edited text or None where it did not change, lines removed), or None for a text
 /// with lone surrogates.
@@ -32,4 +33,19 @@ pub fn check_quality(
     run(py, None, |tick| {
         map_in_parallel(&texts, n_threads, judge, tick)
     })
+}
+
+/// The words and marks of UAX #29, as the rules see them; None for lone surrogates.
+#[pyfunction]
+pub fn unicode_words(text: &Bound<'_, PyString>) -> Option<Vec<String>> {
+    let text = text.to_str().ok()?;
+    let words = segment::unicode_words(text);
+    let of = |word: &segment::Word| text[word.start()..word.end()].to_owned();
+    Some(words.iter().map(of).collect())
+}
+
+/// How many sentences of UAX #29 the text has; None for lone surrogates.
+#[pyfunction]
+pub fn count_sentences(text: &Bound<'_, PyString>) -> Option<usize> {
+    Some(segment::count_sentences(text.to_str().ok()?, usize::MAX))
 }

@@ -59,21 +59,19 @@ pub fn may_hold_phrase(bytes: &[u8]) -> bool {
 
 fn hit(bytes: &[u8]) -> bool {
     let n = bytes.len() - 3;
-    let (first, second) = (&bytes[..n], &bytes[1..=n]);
-    let (third, fourth) = (&bytes[2..n + 2], &bytes[3..n + 3]);
-    let mut any = 0;
-    for i in 0..n {
+    let (first, second) = (&bytes[..n], &bytes[1..][..n]);
+    let (third, fourth) = (&bytes[2..][..n], &bytes[3..][..n]);
+    let places = first.iter().zip(second).zip(third.iter().zip(fourth));
+    let any = places.fold(0, |any: u8, ((&a, &b), (&c, &d))| {
         // Lower case by one bit; it makes letters of no other bytes than some marks.
-        let [a, b, c, d] = [first[i], second[i], third[i], fourth[i]].map(|byte| byte | 0x20);
-        let is = |w: u8, x: u8, y: u8, z: u8| {
-            u8::from(a == w) & u8::from(b == x) & u8::from(c == y) & u8::from(d == z)
-        };
-        any |= is(b'm', b' ', b'i', b'p')
-            | is(b'j', b'a', b'v', b'a')
-            | is(b'm', b's', b' ', b'o')
-            | is(b'v', b'a', b'c', b'y')
-            | is(b'o', b'o', b'k', b'i');
-    }
+        let (a, b, c, d) = (a | 0x20, b | 0x20, c | 0x20, d | 0x20);
+        let is = |w: u8, x: u8, y: u8, z: u8| (a ^ w) | (b ^ x) | (c ^ y) | (d ^ z);
+        any | u8::from(is(b'm', b' ', b'i', b'p') == 0)
+            | u8::from(is(b'j', b'a', b'v', b'a') == 0)
+            | u8::from(is(b'm', b's', b' ', b'o') == 0)
+            | u8::from(is(b'v', b'a', b'c', b'y') == 0)
+            | u8::from(is(b'o', b'o', b'k', b'i') == 0)
+    });
     any != 0
 }
 
