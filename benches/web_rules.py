@@ -83,19 +83,19 @@ def read_texts(data: Path, files: list[Path]) -> dict[str, list[str]]:
         file = archive.extractfile("articles/ground-truth.json")
         assert file is not None
         sets["articles"] = [article["articleBody"] for article in json.load(file).values()]
-    for name in ("books-valid", "multilingual"):
+    for name, border in (("books-valid", "\n\n"), ("multilingual", "\n")):
         with lzma.open(data / "text" / f"{name}.txt.xz") as packed_text:
             text = packed_text.read(4 * MAX_CHARACTERS).decode(errors="ignore")
-        sets[name] = pages(text[:MAX_CHARACTERS])
+        sets[name] = pages(text[:MAX_CHARACTERS], border)
     for path in files:
         sets[path.stem] = json.loads(path.read_text())
     return {name: limited(texts) for name, texts in sets.items()}
 
 
-def pages(text: str) -> list[str]:
-    """Runs of lines of about a page's length; a book's wrapped lines become one each."""
+def pages(text: str, border: str) -> list[str]:
+    """Runs of paragraphs of about a page's length; a book's wrapped lines become one each."""
     found, page = [], ""
-    for paragraph in text.replace("\r", "").split("\n\n"):
+    for paragraph in text.replace("\r", "").split(border):
         page += paragraph.replace("\n", " ").strip() + "\n"
         if len(page) > PAGE_CHARACTERS:
             found.append(page)

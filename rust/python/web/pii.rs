@@ -24,18 +24,14 @@ pub fn mask_pii(
 ) -> PyResult<Vec<Row>> {
     let preset = Preset::named(preset)?;
     let texts = texts_of(&texts);
-    let mask = |text: &Option<&str>| {
-        let Some(text) = text else { return Ok(None) };
-        let masked = mask(text, preset);
-        Ok(Some((
-            owned(masked.text),
-            masked.counts,
-            masked.drop_reason,
-        )))
-    };
     run(py, None, |tick| {
-        map_in_parallel(&texts, n_threads, mask, tick)
+        map_in_parallel(&texts, n_threads, |&text| Ok(row(text, preset)), tick)
     })
+}
+
+fn row(text: Option<&str>, preset: &Preset) -> Row {
+    let masked = mask(text?, preset);
+    Some((owned(masked.text), masked.counts, masked.drop_reason))
 }
 
 /// Masks one kind alone: (the masked text or None, masks put), or None for lone surrogates.

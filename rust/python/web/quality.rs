@@ -5,6 +5,7 @@ use pyo3::types::PyString;
 
 use super::super::run;
 use super::texts_of;
+use crate::Result;
 use crate::web::batch::map_in_parallel;
 use crate::web::quality::{LinesRemoved, Preset, check};
 use crate::web::segment;
@@ -23,16 +24,17 @@ pub fn check_quality(
 ) -> PyResult<Vec<Row>> {
     let preset = Preset::named(preset)?;
     let texts = texts_of(&texts);
-    let judge = |text: &Option<&str>| {
-        let Some(text) = text else { return Ok(None) };
-        let verdict = check(text, preset)?;
-        let is_edited = verdict.reason.is_empty() && verdict.text != *text;
-        let edited = is_edited.then(|| verdict.text.into_owned());
-        Ok(Some((verdict.reason, edited, verdict.lines_removed)))
-    };
     run(py, None, |tick| {
-        map_in_parallel(&texts, n_threads, judge, tick)
+        map_in_parallel(&texts, n_threads, |&text| row(text, preset), tick)
     })
+}
+
+fn row(text: Option<&str>, preset: &Preset) -> Result<Row> {
+    let Some(text) = text else { return Ok(None) };
+    let verdict = check(text, preset)?;
+    let is_edited = verdict.reason.is_empty() && verdict.text != text;
+    let edited = is_edited.then(|| verdict.text.into_owned());
+    Ok(Some((verdict.reason, edited, verdict.lines_removed)))
 }
 
 /// The words and marks of UAX #29, as the rules see them; None for lone surrogates.

@@ -22,7 +22,6 @@ enum Fate {
 
 /// What is looked for in each line, if the page holds it at all.
 struct Looks {
-    terminal_punctuation: bool,
     phrases: bool,
     citations: bool,
     curly_brackets: bool,
@@ -32,7 +31,6 @@ struct Looks {
 pub fn check(page: &Page, terminal_punctuation: bool, removed: &mut LinesRemoved) -> Outcome {
     let bytes = page.text().as_bytes();
     let looks = Looks {
-        terminal_punctuation,
         phrases: may_hold_phrase(bytes),
         citations: memchr::memchr(b'[', bytes).is_some(),
         curly_brackets: memchr::memchr(b'{', bytes).is_some(),
@@ -49,7 +47,7 @@ pub fn check(page: &Page, terminal_punctuation: bool, removed: &mut LinesRemoved
         } else {
             Cow::Borrowed(line)
         };
-        match judge(&line, is_long, is_short, &looks) {
+        match judge(&line, is_long, is_short, terminal_punctuation, &looks) {
             Fate::PageDropped(reason) => return Outcome::Drop(reason),
             Fate::Removed(reason) => count_removed(removed, reason, 1),
             Fate::Kept => {
@@ -69,17 +67,23 @@ pub fn check(page: &Page, terminal_punctuation: bool, removed: &mut LinesRemoved
     }
     let text = strip(&kept);
     if text.len() < kept.len() {
-        kept = text.to_owned();
+        return edited(page, text.to_owned());
     }
     edited(page, kept)
 }
 
 /// The first rule that hits the line.
-fn judge(line: &str, is_long: bool, is_short: bool, looks: &Looks) -> Fate {
+fn judge(
+    line: &str,
+    is_long: bool,
+    is_short: bool,
+    terminal_punctuation: bool,
+    looks: &Looks,
+) -> Fate {
     if is_long {
         return Fate::Removed("c4_long_word");
     }
-    if looks.terminal_punctuation && !ends_in_punctuation(line) {
+    if terminal_punctuation && !ends_in_punctuation(line) {
         return Fate::Removed("c4_no_terminal_punctuation");
     }
     if is_short {

@@ -62,7 +62,8 @@ pub fn edit_lines(page: &Page, removed: &mut LinesRemoved) -> Outcome {
         let n_lines = kept.len();
         kept.retain(|line| !goes(line));
         count_removed(removed, reason, (n_lines - kept.len()) as u64);
-        text = strip(&kept.join("\n")).to_owned();
+        let joined = kept.join("\n");
+        strip(&joined).clone_into(&mut text);
     }
     for without in FURNITURE {
         let mut kept = Vec::new();
@@ -79,7 +80,8 @@ pub fn edit_lines(page: &Page, removed: &mut LinesRemoved) -> Outcome {
             }
         }
         count_removed(removed, "dclm_furniture", (n_lines - kept.len()) as u64);
-        text = strip(&kept.join("\n")).to_owned();
+        let joined = kept.join("\n");
+        strip(&joined).clone_into(&mut text);
     }
     let (before, after) = (
         n_alphanumeric_words(page.text()),

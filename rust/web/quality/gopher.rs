@@ -138,10 +138,10 @@ pub fn check(page: &Page, rules: &Rules) -> Option<&'static str> {
         return Some("gopher_too_many_symbols");
     }
     let lines = LineCounts::of(page.text(), rules);
-    if ratio(lines.n_bullets, lines.n_lines) > MAX_BULLET_LINES {
+    if ratio(lines.bullets, lines.all) > MAX_BULLET_LINES {
         return Some("gopher_bullet_lines");
     }
-    if ratio(lines.n_ellipses, lines.n_lines) > MAX_ELLIPSIS_LINES {
+    if ratio(lines.ellipses, lines.all) > MAX_ELLIPSIS_LINES {
         return Some("gopher_ellipsis_lines");
     }
     let n_alphabetic = words.iter().filter(|word| word.has_letter()).count();
@@ -242,9 +242,9 @@ fn occurrences(text: &str, mark: &str) -> usize {
 
 #[derive(Default)]
 struct LineCounts {
-    n_lines: usize,
-    n_bullets: usize,
-    n_ellipses: usize,
+    all: usize,
+    bullets: usize,
+    ellipses: usize,
 }
 
 impl LineCounts {
@@ -267,9 +267,9 @@ impl LineCounts {
     fn add(&mut self, line: &str, rules: &Rules) {
         let begins = rules.bullets.iter().any(|bullet| line.starts_with(bullet));
         let ends = rules.ellipses.iter().any(|mark| line.ends_with(mark));
-        self.n_lines += 1;
-        self.n_bullets += usize::from(begins);
-        self.n_ellipses += usize::from(ends);
+        self.all += 1;
+        self.bullets += usize::from(begins);
+        self.ellipses += usize::from(ends);
     }
 }
 
@@ -288,7 +288,7 @@ fn has_stop_words(text: &str, words: &[Word], how: StopWords) -> bool {
                 bytes == *stop
             }
         };
-        if let Some(which) = STOP_WORDS.iter().position(|stop| is_same(stop)) {
+        if let Some(which) = STOP_WORDS.iter().position(is_same) {
             n_found += usize::from(!how.distinct || seen[which] == 0);
             seen[which] += 1;
             if n_found >= MIN_STOP_WORDS {

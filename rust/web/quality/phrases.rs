@@ -62,15 +62,17 @@ fn hit(bytes: &[u8]) -> bool {
     let (first, second) = (&bytes[..n], &bytes[1..][..n]);
     let (third, fourth) = (&bytes[2..][..n], &bytes[3..][..n]);
     let places = first.iter().zip(second).zip(third.iter().zip(fourth));
-    let any = places.fold(0, |any: u8, ((&a, &b), (&c, &d))| {
+    let any = places.fold(0, |any: u8, ((&one, &two), (&three, &four))| {
         // Lower case by one bit; it makes letters of no other bytes than some marks.
-        let (a, b, c, d) = (a | 0x20, b | 0x20, c | 0x20, d | 0x20);
-        let is = |w: u8, x: u8, y: u8, z: u8| (a ^ w) | (b ^ x) | (c ^ y) | (d ^ z);
-        any | u8::from(is(b'm', b' ', b'i', b'p') == 0)
-            | u8::from(is(b'j', b'a', b'v', b'a') == 0)
-            | u8::from(is(b'm', b's', b' ', b'o') == 0)
-            | u8::from(is(b'v', b'a', b'c', b'y') == 0)
-            | u8::from(is(b'o', b'o', b'k', b'i') == 0)
+        let (one, two, three, four) = (one | 0x20, two | 0x20, three | 0x20, four | 0x20);
+        let differs = |letters: [u8; 4]| {
+            (one ^ letters[0]) | (two ^ letters[1]) | (three ^ letters[2]) | (four ^ letters[3])
+        };
+        any | u8::from(differs(*b"m ip") == 0)
+            | u8::from(differs(*b"java") == 0)
+            | u8::from(differs(*b"ms o") == 0)
+            | u8::from(differs(*b"vacy") == 0)
+            | u8::from(differs(*b"ooki") == 0)
     });
     any != 0
 }

@@ -133,8 +133,8 @@ fn has_other_line_ends(bytes: &[u8]) -> bool {
         let from = start.saturating_sub(2);
         let two = &bytes[from..end];
         for (&first, &second) in two.iter().zip(&two[1.min(two.len())..]) {
-            found |= (first == 0xc2) & (second == 0x85);
-            found |= (first == 0x80) & (second & 0xfe == 0xa8);
+            found |= first == 0xc2 && second == 0x85;
+            found |= first == 0x80 && second & 0xfe == 0xa8;
         }
         if found {
             return true;

@@ -191,10 +191,10 @@ fn segment(text: &str, start: usize) -> (usize, Growing) {
         let right = properties.word_class();
         if !is_ignored(right) || is_line(left) {
             let place = start + offset + character.len_utf8();
-            if !(right == W::RegionalIndicator && n_flags % 2 == 1)
-                && !joins_by_character(previous, left, properties)
-                && !joins_words(before, left, right, || class_after(text, place))
-            {
+            let joins = right == W::RegionalIndicator && n_flags % 2 == 1
+                || joins_by_character(previous, left, properties)
+                || joins_words(before, left, right, || class_after(text, place));
+            if !joins {
                 return (start + offset, segment);
             }
             (before, left) = (left, right);
@@ -219,7 +219,7 @@ fn class_after(text: &str, place: usize) -> WordClass {
         .unwrap_or(W::Other)
 }
 
-/// WB3c and WB3d, which look at the character before and not at the unit before.
+/// `WB3c` and `WB3d`, which look at the character before and not at the unit before.
 #[inline]
 fn joins_by_character(previous: WordClass, left: WordClass, right: Properties) -> bool {
     if previous == W::Zwj {
@@ -228,7 +228,7 @@ fn joins_by_character(previous: WordClass, left: WordClass, right: Properties) -
     previous == W::Space && right.word_class() == W::Space
 }
 
-/// No border between two units, by the units beyond them (WB3, WB5 to WB13b).
+/// No border between two units, by the units beyond them (WB3, WB5 to `WB13b`).
 #[inline]
 fn joins_words(
     before: WordClass,
