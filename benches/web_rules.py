@@ -31,7 +31,7 @@ from rslm.data.quality.repetition import check_repetition_fineweb
 
 N_TURNS = 3
 PAGE_CHARACTERS = 6_000
-MAX_CHARACTERS = 1_500_000
+MAX_CHARACTERS = 250_000
 # datatrove's reasons that bear another name than ours without its family.
 NAMES = {
     "dup_para_frac": "paragraphs",
