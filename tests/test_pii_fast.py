@@ -46,6 +46,12 @@ def test_places_in_a_block_do_not_matter(preset: Preset, offset: int):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("text", ["a..b..c@d.ef ", "..a..b.c..@d.ef ", "x a..b@c.de f..g@h.ij "])
+def test_doubled_dots_are_the_references(preset: Preset, text: str):
+    assert mask_pii(text, preset) == mask_pii(text, preset, implementation="reference")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_lone_surrogates_are_masked_around(preset: Preset):
     text = "write to a@b.co \ud800 or 8.8.8.8 "
     assert mask_pii(text, preset) == mask_pii(text, preset, implementation="reference")

@@ -85,6 +85,14 @@ def test_verdicts_on_real_text_are_the_references(read_test_text, name: str, pre
     assert verdicts == [check_quality_reference(page, preset) for page in pages]
 
 
+@pytest.mark.parametrize("letter", "k\u212aK")
+def test_phrases_are_found_in_any_case(letter: str):
+    text = f"{PROSE}\nWe use coo{letter}ies here, all of us."
+    verdict = check_quality(text, "c4")
+    assert verdict.lines_removed == {"c4_policy": 1}
+    assert verdict == check_quality_reference(text, "c4")
+
+
 @pytest.mark.parametrize("preset", NAMES)
 def test_lone_surrogates_are_judged(preset: Preset):
     text = f"{PROSE}\n\ud800 and then it was over for all of them."

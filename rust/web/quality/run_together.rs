@@ -135,6 +135,8 @@ mod tests {
             "a a a a a a a a a a a a a a a a a a a a a a a",
             "one two three four five six seven one two three four five six seven eight",
             "onetwothree four fivesix seven eight nine one twothreefour five six seven eight nine",
+            // Equal n-grams shorter than the prefix, before different words.
+            "a b c d e onetwothreefour a b c d e fivesixseveneight and on to the end of it",
             "a b c d e",
             "",
         ];
