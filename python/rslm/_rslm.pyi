@@ -136,6 +136,19 @@ class CountsReader(Iterator[tuple[bytes, int]]):
     def __iter__(self) -> CountsReader: ...
     def __next__(self) -> tuple[bytes, int]: ...
 
+@final
+class NgramIndex:
+    """N-grams of evaluation items; see `rslm.data.decontaminate`."""
+
+    def __new__(cls, items: list[str], ngram_words: int, min_words: int) -> NgramIndex: ...
+    def find_batch(self, texts: Sequence[str]) -> list[tuple[int, str] | None]:
+        """For each text, the number of an item and the n-gram of it that the text holds."""
+
+    @property
+    def n_ngrams(self) -> int: ...
+    @property
+    def n_skipped(self) -> int: ...
+
 def train_bpe(
     counting: Counting,
     counts_paths: Sequence[_StrPath],

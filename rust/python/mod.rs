@@ -134,6 +134,7 @@ mod _rslm {
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::pages::{clean_controls, decode_bytes, unpack_member};
+    use super::web::decontaminate::NgramIndex;
 
     /// Whether this is an optimised build; benchmarks refuse to time any other.
     #[pymodule_export]

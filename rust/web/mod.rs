@@ -8,10 +8,12 @@
 //! - `decode`, `extract`: bytes of a page -> its text -> its main text,
 //! - `segment`: words and sentences (UAX #29), cut once for all rules,
 //! - `quality`, `pii`: the named recipes,
+//! - `decontaminate`: n-grams of evaluation sets, found in text,
 //! - `dedup`: repeated lines, equal documents, near-duplicates, in bounded memory.
 
 pub(crate) mod batch;
 pub mod decode;
+pub mod decontaminate;
 pub mod dedup;
 pub mod extract;
 pub mod pii;

@@ -1,5 +1,6 @@
 //! The binding of [`crate::web`], one file per area.
 
+pub mod decontaminate;
 pub mod dedup;
 pub mod extract;
 pub mod pages;
