@@ -196,12 +196,12 @@ class _ReferenceIndex:
 def _read_items(path: Path, fields: tuple[str, ...], column: int) -> Iterator[_Item]:
     """The items of a file, an archive, or a folder in the order of its files' names."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        known = [file for file in files if _kind_of(file.name)]
+        files = sorted(inner for inner in path.rglob("*") if inner.is_file())
+        known = [inner for inner in files if _kind_of(inner.name)]
         if not known:
             raise ValueError(f"{path} must hold .jsonl, .csv or .txt files, and holds none")
-        for file in known:
-            yield from _read_items(file, fields, column)
+        for inner in known:
+            yield from _read_items(inner, fields, column)
         return
     if not (kind := _kind_of(path.name)):
         raise ValueError(f"evaluation files must be .jsonl, .csv, .txt or .tar, got {path}")
@@ -224,7 +224,7 @@ def _kind_of(name: str) -> str:
     return kind if kind in ("jsonl", "csv", "txt", "tar") else ""
 
 
-def _unpacked(path: Path) -> IO[bytes]:
+def _unpacked(path: Path) -> IO[bytes] | gzip.GzipFile:
     name = path.name.lower()
     if name.endswith(".gz"):
         return gzip.open(path)
@@ -244,7 +244,7 @@ def _read_archive(path: Path, fields: tuple[str, ...], column: int) -> Iterator[
 
 
 def _read_rows(
-    file: IO[bytes], kind: str, source: str, fields: tuple[str, ...], column: int
+    file: IO[bytes] | gzip.GzipFile, kind: str, source: str, fields: tuple[str, ...], column: int
 ) -> Iterator[_Item]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
         if kind == "csv":
