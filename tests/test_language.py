@@ -152,7 +152,7 @@ def test_another_model_at_the_package_s_place_is_refused(
     other = tmp_path / "lid.176.ftz"
     other.write_bytes(MODEL.read_bytes()[:-1])
     monkeypatch.setattr(language, "default_model", lambda: other)
-    with pytest.raises(FormatError, match="must be the lid.176.ftz with SHA-256 8f3472cf"):
+    with pytest.raises(FormatError, match=r"must be the lid\.176\.ftz with SHA-256 8f3472cf"):
         LanguageModel()
 
 
@@ -166,7 +166,7 @@ def test_missing_packages_are_named_with_the_fix(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ValueError, match=r"not installed: pip install 'rslm\[data\]'"):
             LanguageModel()
     monkeypatch.setitem(sys.modules, "fasttext", ModuleType("fasttext"))
-    with pytest.raises(ValueError, match="must have load_model.*--no-deps fasttext-community"):
+    with pytest.raises(ValueError, match=r"must have load_model.*--no-deps fasttext-community"):
         LanguageModel()
 
 
@@ -214,7 +214,7 @@ def test_cut_models_are_refused(small_models: dict[str, bytes], tmp_path: Path, 
     data, path = small_models[name], tmp_path / "model"
     for end in [*range(200), *range(200, len(data), 997), len(data) - 1]:
         path.write_bytes(data[:end])
-        with pytest.raises(FormatError, match="not a (whole )?fastText model"):
+        with pytest.raises(FormatError, match=r"not a (whole )?fastText model"):
             check_model(path)
     path.write_bytes(data + b"\0")
     with pytest.raises(FormatError, match="1 bytes are left over"):
@@ -226,7 +226,7 @@ def test_cut_models_are_refused(small_models: dict[str, bytes], tmp_path: Path, 
 )
 def test_junk_is_refused(tmp_path: Path, data: bytes):
     (tmp_path / "model").write_bytes(data)
-    with pytest.raises(FormatError, match="not a (whole )?fastText model"):
+    with pytest.raises(FormatError, match=r"not a (whole )?fastText model"):
         LanguageModel(tmp_path / "model")
     with pytest.raises(FileNotFoundError):
         LanguageModel(tmp_path / "none")

@@ -15,6 +15,7 @@ __all__ = [
     "VERSION",
     "CountsReader",
     "EncodeIterator",
+    "NgramIndex",
     "StreamDecoder",
     "Tokenizer",
     "check_quality",

@@ -68,6 +68,8 @@ COMMANDS = {
     "tokens pack": Command("commands.tokens", "plan which documents share a row"),
     "data download": Command("commands.data", "fetch a corpus as text files"),
     "data split": Command("commands.data", "hold out documents by a hash of their bytes"),
+    "data classifier train": Command("commands.data_classifier", "learn to tell pages apart"),
+    "data export": Command("commands.data_tokens", "token ids as other programs read them"),
     "train": Command("commands.train", "train a Transformer", reads_config=True),
     "plan": Command("commands.plan", "what a run will take, before it starts", reads_config=True),
     "doctor": Command("commands.doctor", "whether a run would work here", reads_config=True),
@@ -160,10 +162,10 @@ def run(arguments: list[str]) -> int:
 
 
 def split_command(arguments: list[str]) -> tuple[str, list[str]]:
-    """The longest command that the arguments begin with, and what follows it."""
-    for length in (2, 1):
+    """The longest command, or group of commands, that the arguments begin with, and the rest."""
+    for length in (3, 2, 1):
         name = " ".join(arguments[:length])
-        if name in COMMANDS or (length == 1 and is_group(name)):
+        if len(arguments) >= length and (name in COMMANDS or is_group(name)):
             return name, arguments[length:]
     return "", arguments
 
@@ -199,8 +201,9 @@ def unknown_command(group: str, given: str) -> str:
     """Names what may stand where `given` does, the closest first."""
     import difflib
 
-    depth = 1 if group else 0
-    words = list(dict.fromkeys(k.split()[depth] for k in COMMANDS if k.startswith(group)))
+    depth = len(group.split())
+    commands = (k for k in COMMANDS if not group or k.startswith(f"{group} "))
+    words = list(dict.fromkeys(k.split()[depth] for k in commands))
     close = difflib.get_close_matches(given, words, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(words)}"
     return f"unknown command {' '.join(['rslm', *group.split(), given])}; {hint}"

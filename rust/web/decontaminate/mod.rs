@@ -9,20 +9,19 @@
 //! a table the rest, and what the table has is compared word by word. So hashes decide about
 //! speed alone.
 
-use std::sync::OnceLock;
+mod gate;
+mod words;
 
-use regex_syntax::hir::{Class, HirKind};
 use rustc_hash::FxHashMap;
 
+use self::gate::{Gate, extend};
+use self::words::Words;
 use crate::error::{Error, Result};
 
 /// The longest n-gram; a power of two, as the ring of prefixes has twice as many places.
 pub const MAX_NGRAM_WORDS: usize = 64;
 const RING: usize = 2 * MAX_NGRAM_WORDS;
-const BASE: u64 = 0x9E37_79B9_7F4A_7C15;
 const NONE: u32 = u32::MAX;
-/// Bits of a gate for each n-gram, at least.
-const GATE_BITS: usize = 16;
 
 /// An evaluation item and the n-gram of it that a text holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,55 +30,6 @@ pub struct Overlap {
     pub item: u32,
     /// Its words, joined by blanks.
     pub ngram: String,
-}
-
-/// Lets by the places in a text where n-grams of some lengths may end: three bits in one place
-/// for the hash of each n-gram's last words, as many as the shortest of these lengths has. Of
-/// other hashes one in some hundred finds all three set, and looks into the table. Tried and
-/// dropped: one bit of as many (the table cost more than all else), and a gate for each length
-/// (54 MB/s with six lengths, of which five were for few items).
-struct Gate {
-    n_words: usize,
-    /// What takes the words before the last `n_words` out of the polynomial.
-    power: u64,
-    shift: u32,
-    places: Vec<u64>,
-    /// The lengths, descending, and their powers.
-    lengths: Vec<(usize, u64)>,
-}
-
-impl Gate {
-    fn new(lengths: Vec<usize>, n_ngrams: usize) -> Self {
-        let n_places = (n_ngrams * GATE_BITS / 64).next_power_of_two().max(2);
-        let n_words = lengths.last().copied().unwrap_or_default();
-        Self {
-            n_words,
-            power: power(n_words),
-            // The upper bits: the lower ones of a polynomial depend on fewer bits of the words.
-            shift: 64 - n_places.trailing_zeros(),
-            places: vec![0; n_places],
-            lengths: lengths.into_iter().map(|n| (n, power(n))).collect(),
-        }
-    }
-
-    #[inline]
-    fn place_of(&self, hash: u64) -> (usize, u64) {
-        let mixed = hash.wrapping_mul(BASE);
-        let bits = mixed >> 12;
-        let mask = 1 << (bits & 63) | 1 << (bits >> 6 & 63) | 1 << (bits >> 12 & 63);
-        ((mixed >> self.shift) as usize, mask)
-    }
-
-    fn open_for(&mut self, hash: u64) {
-        let (place, mask) = self.place_of(hash);
-        self.places[place] |= mask;
-    }
-
-    #[inline]
-    fn is_open(&self, hash: u64) -> bool {
-        let (place, mask) = self.place_of(hash);
-        self.places[place] & mask == mask
-    }
 }
 
 struct Entry {
@@ -313,125 +263,9 @@ impl<'i> Iterator for WordSlices<'i> {
     }
 }
 
-fn extend(sum: u64, word: u64) -> u64 {
-    sum.wrapping_mul(BASE).wrapping_add(word)
-}
-
-fn power(n: usize) -> u64 {
-    (0..n).fold(1, |product: u64, _| product.wrapping_mul(BASE))
-}
-
 /// Lengths apart, so that a table serves all of them.
 fn salted(hash: u64, n: usize) -> u64 {
     hash ^ (n as u64).wrapping_mul(0xD6E8_FEB8_6659_FD93)
-}
-
-struct Word {
-    start: usize,
-    hash: u64,
-}
-
-/// The words of a text, each with its hash.
-struct Words<'t> {
-    text: &'t str,
-    at: usize,
-    letters: &'static [u64],
-}
-
-impl<'t> Words<'t> {
-    fn new(text: &'t str) -> Self {
-        Self {
-            text,
-            at: 0,
-            letters: word_characters(),
-        }
-    }
-
-    /// The next word; what it is in lower case is added to `out`.
-    fn next(&mut self, mut out: Option<&mut String>) -> Option<Word> {
-        let bytes = self.text.as_bytes();
-        let mut hash = 0xCBF2_9CE4_8422_2325_u64;
-        let mut start = None;
-        while let Some(&byte) = bytes.get(self.at) {
-            if byte < 0x80 {
-                let folded = ASCII_FOLDED[byte as usize];
-                if folded == 0 {
-                    if start.is_some() {
-                        break;
-                    }
-                    self.at += 1;
-                    continue;
-                }
-                start.get_or_insert(self.at);
-                self.at += 1;
-                hash = add_byte(hash, folded);
-                if let Some(out) = out.as_deref_mut() {
-                    out.push(folded as char);
-                }
-                continue;
-            }
-            let character = self.text[self.at..].chars().next().unwrap_or_default();
-            let code_point = character as usize;
-            let is_letter = self.letters[code_point / 64] >> (code_point % 64) & 1 == 1;
-            if !is_letter && start.is_some() {
-                break;
-            }
-            if is_letter {
-                start.get_or_insert(self.at);
-                for lower in character.to_lowercase() {
-                    let mut buffer = [0; 4];
-                    let lower = lower.encode_utf8(&mut buffer);
-                    hash = lower.bytes().fold(hash, add_byte);
-                    if let Some(out) = out.as_deref_mut() {
-                        out.push_str(lower);
-                    }
-                }
-            }
-            self.at += character.len_utf8();
-        }
-        let start = start?;
-        // Mixed, for the words are the digits of the polynomial.
-        hash ^= hash >> 32;
-        hash = hash.wrapping_mul(0xE703_7ED1_A0B4_28DB);
-        hash ^= hash >> 29;
-        Some(Word { start, hash })
-    }
-}
-
-/// FNV-1a.
-fn add_byte(hash: u64, byte: u8) -> u64 {
-    (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-}
-
-/// ASCII letters in lower case and digits; 0 for all else.
-const ASCII_FOLDED: [u8; 128] = {
-    let mut table = [0; 128];
-    let mut byte = 0_u8;
-    while byte < 128 {
-        if byte.is_ascii_alphanumeric() {
-            table[byte as usize] = byte.to_ascii_lowercase();
-        }
-        byte += 1;
-    }
-    table
-};
-
-/// One bit for each code point: whether it is a letter, a mark or a number.
-fn word_characters() -> &'static [u64] {
-    static TABLE: OnceLock<Vec<u64>> = OnceLock::new();
-    TABLE.get_or_init(|| {
-        let mut table = vec![0; 0x11_0000 / 64];
-        let parsed = regex_syntax::parse(r"[\p{L}\p{M}\p{N}]").expect("the pattern is valid");
-        let HirKind::Class(Class::Unicode(class)) = parsed.kind() else {
-            unreachable!("the pattern is a class of characters")
-        };
-        for range in class.ranges() {
-            for code_point in range.start() as usize..=range.end() as usize {
-                table[code_point / 64] |= 1 << (code_point % 64);
-            }
-        }
-        table
-    })
 }
 
 #[cfg(test)]
