@@ -7,8 +7,10 @@ import pickle
 import random
 from pathlib import Path
 
+import fasttext
 import pytest
 
+from rslm.data import classify
 from rslm.data.classify import (
     Classifier,
     ClassifierOptions,
@@ -94,6 +96,48 @@ def test_record_says_what_the_model_is_and_is_worth(model: Path):
         }
         kept = [row["n_kept"] for row in record["thresholds"][label]]
         assert kept == sorted(kept, reverse=True)
+
+
+def test_thresholds_keep_what_is_at_or_above_them():
+    rows = classify._thresholds([0.1, 0.5, 0.7, 0.7, 0.2], [False, True, True, False, True])
+    by_threshold = {row["threshold"]: row for row in rows}
+    assert by_threshold[0.5] == {
+        "threshold": 0.5,
+        "n_kept": 3,
+        "precision": pytest.approx(2 / 3),
+        "recall": pytest.approx(2 / 3),
+    }
+    assert by_threshold[0.55]["n_kept"] == 2
+    assert by_threshold[0.99] == {
+        "threshold": 0.99,
+        "n_kept": 0,
+        "precision": None,
+        "recall": 0.0,
+    }
+
+
+def test_fasttext_is_given_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, float] = {}
+    real = fasttext.train_supervised
+    monkeypatch.setattr(
+        fasttext, "train_supervised", lambda *a, **k: given.update(k) or real(*a, **k)
+    )
+    options = ClassifierOptions(
+        dim=5, epochs=2, word_ngrams=3, min_count=2, buckets=90, loss="hs", seed=12
+    )
+    train_classifier(EXAMPLES, tmp_path / "model", options=options)
+    assert given == {
+        "lr": 0.1,
+        "dim": 5,
+        "epoch": 2,
+        "wordNgrams": 3,
+        "minCount": 2,
+        "bucket": 90,
+        "loss": "hs",
+        "seed": 12,
+        "thread": 1,
+        "verbose": 0,
+    }
 
 
 def test_marks_of_fasttext_on_a_page_are_text(tmp_path: Path):
