@@ -50,9 +50,9 @@ def test_pages_are_told_apart(model: Path):
     assert (good, bad) == ("good", "bad")
     assert 0.9 < good_score <= 1.0
     assert 0.9 < bad_score <= 1.0
-    for classify in (classify_nsfw, classify_toxicity, classify_quality):
-        assert classify("free casino", model=model) == classifier.predict("free casino")
-        assert classify("free casino", model=classifier) == classifier.predict("free casino")
+    for classify_text in (classify_nsfw, classify_toxicity, classify_quality):
+        assert classify_text("free casino", model=model) == classifier.predict("free casino")
+        assert classify_text("free casino", model=classifier) == classifier.predict("free casino")
 
 
 def test_scores_are_of_the_label_that_is_asked_for(model: Path):
