@@ -123,18 +123,19 @@ mod _rslm {
     use super::tokenizer::{EncodeIterator, StreamDecoder, Tokenizer};
     #[cfg(feature = "web")]
     #[pymodule_export]
-    use super::web::pii::{mask_pii, mask_pii_kind};
-    #[cfg(feature = "web")]
-    #[pymodule_export]
-    use super::web::quality::{check_quality, count_sentences, unicode_words};
-
+    use super::web::decontaminate::NgramIndex;
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::extract::{extract_readable, page_problem};
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::pages::{clean_controls, decode_bytes, unpack_member};
-    use super::web::decontaminate::NgramIndex;
+    #[cfg(feature = "web")]
+    #[pymodule_export]
+    use super::web::pii::{mask_pii, mask_pii_kind};
+    #[cfg(feature = "web")]
+    #[pymodule_export]
+    use super::web::quality::{check_quality, count_sentences, unicode_words};
 
     /// Whether this is an optimised build; benchmarks refuse to time any other.
     #[pymodule_export]

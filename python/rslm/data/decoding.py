@@ -27,7 +27,6 @@ _LINE_ENDS = re.compile(r"\r\n?")
 # C0 controls but tab and newline, and lone surrogates.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n"})
 
 # Python's name of an encoding, and its labels. Browsers read Latin-1 and ASCII as windows-1252,
 # GB2312 as GB18030 and Shift_JIS with Microsoft's additions, for that is what such pages hold.
@@ -142,12 +141,6 @@ def clean_text(text: str) -> str:
 
 
 def _clean_by_patterns(text: str) -> str:
-        data = text.encode()
-    except UnicodeEncodeError:
-        data = b"\r"
-    # Nearly every text has nothing to clean, and to know that costs a tenth of the substitutions.
-    if len(data.translate(None, _CONTROL_BYTES)) == len(data):
-        return text
     return _SURROGATES.sub("�", _CONTROLS.sub("", _LINE_ENDS.sub("\n", text)))
 
 
