@@ -20,6 +20,10 @@ __all__ = [
     "Tokenizer",
     "check_quality",
     "clean_controls",
+    "ShardWriter",
+    "check_repeated_lines",
+    "cluster_edges",
+    "count_line_files",
     "count_pretokens",
     "count_sentences",
     "decode_bytes",
@@ -28,10 +32,19 @@ __all__ = [
     "mask_pii",
     "mask_pii_kind",
     "page_problem",
+    "exact_keys",
+    "find_among",
+    "join_signatures",
+    "merge_line_files",
+    "minhash_signature",
+    "normalize_texts",
     "pattern_engine",
     "permute",
     "plan_packing",
     "pretokenize",
+    "read_dropped_rows",
+    "rewrite_line_files",
+    "rewrite_lines",
     "train_bpe",
     "unicode_words",
     "unpack_member",
@@ -216,3 +229,65 @@ def decode_bytes(page: bytes, label: str) -> tuple[str, str]: ...
 def unpack_member(
     packed: bytes, start: int, max_bytes: int, max_inflation: int
 ) -> tuple[bytes | None, int]: ...
+# Normalisation, words of a shingle, whether fewer are one shingle, bands, threshold, factors,
+# summands.
+_MinHashArguments = tuple[
+    str, int, bool, int, float | None, npt.NDArray[np.uint64], npt.NDArray[np.uint64]
+]
+_Place = tuple[int, int]
+
+@final
+class ShardWriter:
+    @staticmethod
+    def of_lines(shard: int, target: _StrPath, n_ranges: int, limit: int) -> ShardWriter: ...
+    @staticmethod
+    def of_exact(shard: int, target: _StrPath, n_ranges: int, limit: int) -> ShardWriter: ...
+    @staticmethod
+    def of_minhash(
+        options: _MinHashArguments, shard: int, target: _StrPath, n_ranges: int, limit: int
+    ) -> ShardWriter: ...
+    def add(self, texts: Sequence[str]) -> None: ...
+    def finish(self) -> int: ...
+    def discard(self) -> None: ...
+
+def normalize_texts(texts: Sequence[str], rule: str) -> list[str]: ...
+def exact_keys(texts: Sequence[str]) -> list[bytes]: ...
+def minhash_signature(
+    text: str, options: _MinHashArguments
+) -> npt.NDArray[np.uint64] | None: ...
+def merge_line_files(
+    counts: Sequence[_StrPath], range: int, target: _StrPath, n_ranges: int
+) -> tuple[int, int, int, int]:
+    """Lines, different ones, repeated ones, copies of these."""
+
+def check_repeated_lines(path: _StrPath) -> tuple[int, int, int, int]:
+    """Range, number of ranges, start and length of the records."""
+
+def rewrite_lines(
+    tables: Sequence[npt.NDArray[np.uint8]],
+    texts: Sequence[str],
+    shard: int,
+    first_row: int,
+    keep_first: bool,
+) -> list[tuple[str, int]]: ...
+def count_line_files(paths: Sequence[_StrPath], target: _StrPath, limit: int) -> int: ...
+def rewrite_line_files(
+    tables: Sequence[npt.NDArray[np.uint8]],
+    paths: Sequence[tuple[_StrPath, _StrPath]],
+    keep_first: bool,
+) -> int: ...
+def join_signatures(
+    signatures: Sequence[_StrPath], part: int, target: _StrPath, cap: tuple[int, int], limit: int
+) -> tuple[int, int, int, int, int]:
+    """Candidates, duplicates, copies, capped buckets, members of the largest bucket."""
+
+def cluster_edges(
+    edges: Sequence[_StrPath], n_rows: Sequence[int], target: _StrPath, seed: int | None
+) -> tuple[int, int, list[tuple[int, int]], list[tuple[_Place, int, list[_Place]]]]:
+    """Documents, dropped ones, sizes and how often, the largest: kept, size, first members."""
+
+def read_dropped_rows(path: _StrPath, shard: int) -> npt.NDArray[np.uint32]: ...
+def find_among(
+    path: _StrPath, ranks: npt.NDArray[np.uint32], cap: tuple[int, int], limit: int
+) -> tuple[npt.NDArray[np.uint32], int, int, int]:
+    """For each rank the least of its cluster; candidates, duplicates, capped buckets."""

@@ -136,6 +136,11 @@ mod _rslm {
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::quality::{check_quality, count_sentences, unicode_words};
+    use super::web::dedup::{
+        ShardWriter, check_repeated_lines, cluster_edges, count_line_files, exact_keys, find_among,
+        join_signatures, merge_line_files, minhash_signature, normalize_texts, read_dropped_rows,
+        rewrite_line_files, rewrite_lines,
+    };
 
     /// Whether this is an optimised build; benchmarks refuse to time any other.
     #[pymodule_export]

@@ -6,7 +6,9 @@ they are spread over files, workers or machines, nor on what was seen first.
 - `lines`: a line counts over the whole corpus; `exact`: documents of the same text.
 - `normalize` -> `shingles` -> `minhash` -> `lsh` -> `union_find` -> `clusters`: the stations of a
   near-duplicate, which `near_duplicates` strings together.
+- `stages`: all of it over the shards of a corpus, in bounded memory, each shard by itself.
 - `files`: whole files in, whole files out; `course`: the same under the names of CS336.
 
-These are the plain forms, written to be read: the specification that faster ones are held to.
+The plain forms, written to be read, are the specification: `implementation="reference"`. What
+runs by default is their twin in Rust, `rust/web/dedup`, which gives the same.
 """

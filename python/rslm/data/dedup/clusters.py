@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Keep = Literal["first", "random"]
+Implementation = Literal["rust", "reference"]
+"""Which form of a function runs: the fast one, or the plain one that it is held to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,12 @@ def check_keep(keep: str) -> None:
     """Raises a `ValueError` if a member cannot be chosen so."""
     if keep not in ("first", "random"):
         raise ValueError(f'keep must be "first" or "random", got {keep!r}')
+
+
+def check_implementation(implementation: str) -> None:
+    """Raises a `ValueError` if there is no such form."""
+    if implementation not in ("rust", "reference"):
+        raise ValueError(f'implementation must be "rust" or "reference", got {implementation!r}')
 
 
 def keep_one_each(groups: Iterable[Iterable[str]], keep: Keep, seed: int) -> Duplicates:

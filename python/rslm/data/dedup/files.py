@@ -6,11 +6,13 @@ the output folder stay.
 """
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rslm.data.dedup.clusters import Duplicates, Keep
+from rslm import _rslm
+from rslm.data.dedup.clusters import Duplicates, Implementation, Keep, check_implementation
 from rslm.data.dedup.lines import (
     KeepLines,
     LineCount,
@@ -21,6 +23,8 @@ from rslm.data.dedup.lines import (
     repeated_lines,
 )
 from rslm.data.dedup.near_duplicates import MinHashOptions, find_near_duplicates
+from rslm.data.dedup.shards import MEMORY_LIMIT_BYTES
+from rslm.data.dedup.stages import RepeatedLines, merge_lines
 from rslm.files import write_atomically
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -36,13 +40,20 @@ class LineReport:
 
 
 def deduplicate_lines(
-    files: Paths, output_directory: str | os.PathLike[str], *, keep: KeepLines = "none"
+    files: Paths,
+    output_directory: str | os.PathLike[str],
+    *,
+    keep: KeepLines = "none",
+    implementation: Implementation = "rust",
 ) -> LineReport:
     """Writes each file without the lines that come more than once in all of them together.
 
     With "none" every copy of such a line goes, the first too; with "first" the one stays that
-    is in the file of the least name, there the first. A line is what `lines` says. Memory:
-    every different line, and what is left of a file.
+    is in the file of the least name, there the first. A line is what `lines` says.
+
+    Memory: 256 MB and the longest line; what counting needs beyond that, 32 bytes a different
+    line, lies in temporary files. "reference" holds every different line instead of 128 bits
+    of it, and what is left of a file.
 
     Raises:
         ValueError: two files have one name, an output would replace its input, or `keep` is no
@@ -52,7 +63,10 @@ def deduplicate_lines(
     Source: CS336, assignment 4, section on exact line deduplication.
     """
     check_keep_lines(keep)
+    check_implementation(implementation)
     targets = _targets(files, output_directory)
+    if implementation == "rust":
+        return _deduplicate_lines(targets, output_directory, keep)
     counts = merge_line_counts(_count_file(path) for path in targets)
     repeated = repeated_lines(counts)
     n_kept = 0
@@ -67,6 +81,21 @@ def deduplicate_lines(
     )
 
 
+def _deduplicate_lines(
+    targets: dict[Path, Path], output_directory: str | os.PathLike[str], keep: KeepLines
+) -> LineReport:
+    # Rows in the order of the names, so that the first place is in the least of them.
+    ordered = sorted(targets.items(), key=lambda item: item[0].name)
+    with tempfile.TemporaryDirectory() as folder:
+        counts, merged = Path(folder, "counts"), Path(folder, "repeated")
+        paths = [path for path, _ in ordered]
+        n_lines = _rslm.count_line_files(paths, counts, MEMORY_LIMIT_BYTES)
+        n_repeated = merge_lines([counts], 0, merged, n_ranges=1).n_repeated
+        _make_folder(output_directory)
+        n_kept = RepeatedLines([merged]).rewrite_files(ordered, keep)
+    return LineReport(n_lines=n_lines, n_kept=n_kept, n_repeated=n_repeated)
+
+
 def deduplicate_minhash(
     files: Paths,
     output_directory: str | os.PathLike[str],
@@ -77,12 +106,13 @@ def deduplicate_minhash(
     jaccard_threshold: float = 0.8,
     keep: Keep = "first",
     seed: int = 0,
+    implementation: Implementation = "rust",
 ) -> Duplicates:
     """Writes one file of each cluster of near-duplicates, and what is in none, unchanged.
 
     A document is a whole file; where it is not UTF-8, what is not is compared as U+FFFD and
-    written as it was. `near_duplicates.MinHashOptions` says what the options are. Memory: the
-    words of all files.
+    written as it was. `near_duplicates.MinHashOptions` says what the options are, and
+    `find_near_duplicates` what the implementations and their memory are.
 
     Raises:
         ValueError: two files have one name, an output would replace its input, or an option is
@@ -99,8 +129,11 @@ def deduplicate_minhash(
         keep=keep,
         seed=seed,
     )
+    check_implementation(implementation)
     targets = _targets(files, output_directory)
-    found = find_near_duplicates(_read_texts(targets), options)
+    found = find_near_duplicates(
+        _read_texts(targets), options, implementation=implementation
+    )
     kept = set(found.kept)
     _make_folder(output_directory)
     for path, target in targets.items():

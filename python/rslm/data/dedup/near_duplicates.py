@@ -5,16 +5,35 @@ Two steps, so that the first can run anywhere: `sign_document` knows one documen
 
     text -> normalised -> shingles -> signature -> bands       (each document by itself)
     bands -> buckets -> pairs -> true similarity -> clusters   (all of them)
+
+`find_near_duplicates` does the same in Rust, where the first step's results lie in a file.
 """
 
-from collections.abc import Iterable
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from pathlib import Path
 
-from rslm.data.dedup.clusters import Duplicates, Keep, check_keep, keep_one_each, require_unique
+import numpy as np
+from numpy.typing import NDArray
+
+from rslm import _rslm
+from rslm.data.dedup import lsh
+from rslm.data.dedup.clusters import (
+    Duplicates,
+    Implementation,
+    Keep,
+    check_implementation,
+    check_keep,
+    keep_one_each,
+    require_unique,
+)
 from rslm.data.dedup.lsh import cut_bands, find_buckets, is_capped, pairs_to_compare
 from rslm.data.dedup.minhash import HashFunctions, draw_hash_functions, sign
 from rslm.data.dedup.normalize import Normalization, normalize
+from rslm.data.dedup.shards import MEMORY_LIMIT_BYTES, fill
 from rslm.data.dedup.shingles import ShortDocuments, hash_shingles, jaccard, make_shingles
 from rslm.data.dedup.union_find import UnionFind
 
@@ -105,7 +124,10 @@ class SignedDocument:
 
 
 def find_near_duplicates(
-    documents: Iterable[tuple[str, str]], options: MinHashOptions
+    documents: Iterable[tuple[str, str]],
+    options: MinHashOptions,
+    *,
+    implementation: Implementation = "rust",
 ) -> Duplicates:
     """Finds clusters of near-duplicates and keeps one of each.
 
@@ -113,17 +135,76 @@ def find_near_duplicates(
     result is a function of the set of documents. What shares no band is never found: see
     `lsh.candidate_probability`.
 
+    Memory: the ids, some 120 bytes a document, 16 more for each band and 8 bytes a candidate
+    pair; shingles, 8 bytes each, lie in a temporary file. "reference" holds all words.
+
     Args:
         documents: ids, which must differ, and texts, in any order.
         options: one of `PRESETS`, or your own.
+        implementation: "rust", or "reference": the functions of this folder. They differ in
+            code points that the Unicode versions of this Python and of the Rust tables (16)
+            class differently, and where two of 2^64 hashes are equal.
 
     Raises:
         ValueError: an id comes twice.
 
     Source: Broder 1997; Lee et al. 2022, section 4.2 (arXiv:2107.06499), for clusters.
     """
+    check_implementation(implementation)
     functions = draw_hash_functions(options.n_hashes, options.seed)
-    return join_signed((sign_document(*each, options, functions) for each in documents), options)
+    if implementation == "reference":
+        signed = (sign_document(*each, options, functions) for each in documents)
+        return join_signed(signed, options)
+    names: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "signatures")
+        arguments = minhash_arguments(options, functions)
+        writer = _rslm.ShardWriter.of_minhash(arguments, 0, file, 1, MEMORY_LIMIT_BYTES)
+        fill(writer, _texts_of(documents, names))
+        return _join_file(file, names, options)
+
+
+def minhash_arguments(
+    options: MinHashOptions, functions: HashFunctions
+) -> tuple[str, int, bool, int, float | None, NDArray[np.uint64], NDArray[np.uint64]]:
+    """What of the options decides how a document is signed, as Rust takes it."""
+    return (
+        options.normalization,
+        options.ngram_words,
+        options.short_documents == "whole",
+        options.n_bands,
+        options.jaccard_threshold,
+        functions.factors,
+        functions.summands,
+    )
+
+
+def _texts_of(documents: Iterable[tuple[str, str]], names: list[str]) -> Iterator[str]:
+    """The texts; their ids go to `names`."""
+    for name, text in documents:
+        names.append(name)
+        yield text
+
+
+def _join_file(file: Path, names: list[str], options: MinHashOptions) -> Duplicates:
+    """As `join_signed`, of signatures in a file whose rows have these ids."""
+    require_unique(names)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    ranks = np.empty(len(names), np.uint32)
+    ranks[order] = np.arange(len(names), dtype=np.uint32)
+    cap = (lsh.MAX_BUCKET, lsh.N_REPRESENTATIVES)
+    roots, n_candidates, n_duplicates, n_capped = _rslm.find_among(
+        file, ranks, cap, MEMORY_LIMIT_BYTES
+    )
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for row, root in zip(order, roots.tolist(), strict=True):
+        groups[root].append(names[row])
+    return replace(
+        keep_one_each(groups.values(), options.keep, options.seed),
+        n_candidate_pairs=n_candidates,
+        n_duplicate_pairs=n_duplicates,
+        n_capped_buckets=n_capped,
+    )
 
 
 def sign_document(
