@@ -62,7 +62,10 @@ pub fn normalize_texts<'py>(
         };
         texts.iter().map(normalized).collect()
     });
-    let normal = normal.iter().map(|text| text_from(py, text)).collect::<PyResult<Vec<_>>>()?;
+    let normal = normal
+        .iter()
+        .map(|text| text_from(py, text))
+        .collect::<PyResult<Vec<_>>>()?;
     PyList::new(py, normal)
 }
 
@@ -117,10 +120,20 @@ impl MinHashArguments<'_> {
         let (factors, summands) = (factors.as_array().to_vec(), summands.as_array().to_vec());
         let n = factors.len();
         if ngram_words == 0 || n_bands == 0 || n == 0 || n != summands.len() || n % n_bands != 0 {
-            return Err(PyValueError::new_err("hash functions must fill whole bands"));
+            return Err(PyValueError::new_err(
+                "hash functions must fill whole bands",
+            ));
         }
         let rule = rule_of(&rule)?;
-        Ok(MinHash { rule, ngram_words, whole, n_bands, threshold, factors, summands })
+        Ok(MinHash {
+            rule,
+            ngram_words,
+            whole,
+            n_bands,
+            threshold,
+            factors,
+            summands,
+        })
     }
 }
 
@@ -153,7 +166,11 @@ impl ShardWriter {
         if n_ranges == 0 {
             return Err(PyValueError::new_err("n_ranges must be at least 1, got 0"));
         }
-        Ok(Self { target, n_ranges, work: Mutex::new(Some(work)) })
+        Ok(Self {
+            target,
+            n_ranges,
+            work: Mutex::new(Some(work)),
+        })
     }
 }
 
@@ -199,7 +216,11 @@ impl ShardWriter {
 
     /// Writes the file; gives the number of lines or documents.
     fn finish(&self, py: Python<'_>) -> PyResult<u64> {
-        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let work = self
+            .work
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let work = work.ok_or_else(is_finished)?;
         let (target, n_ranges) = (&self.target, self.n_ranges);
         run(py, None, |progress: &mut Progress| match work {
@@ -211,7 +232,10 @@ impl ShardWriter {
 
     /// Drops what was made, if the file is not written yet.
     fn discard(&self) {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.work
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
     }
 }
 
@@ -231,7 +255,12 @@ pub fn merge_line_files(
     let totals = run(py, None, |progress: &mut Progress| {
         dedup::merge_lines(&counts, range, &target, n_ranges, progress)
     })?;
-    Ok((totals.n_lines, totals.n_distinct, totals.n_repeated, totals.n_copies))
+    Ok((
+        totals.n_lines,
+        totals.n_distinct,
+        totals.n_repeated,
+        totals.n_copies,
+    ))
 }
 
 /// Range, number of ranges, and where the records of a file of repeated lines are.
@@ -252,7 +281,10 @@ pub fn rewrite_lines<'py>(
     first_row: u32,
     keep_first: bool,
 ) -> PyResult<Vec<(Bound<'py, PyString>, u64)>> {
-    let tables = tables.iter().map(|t| Ok(t.as_slice()?)).collect::<PyResult<Vec<_>>>()?;
+    let tables = tables
+        .iter()
+        .map(|t| Ok(t.as_slice()?))
+        .collect::<PyResult<Vec<_>>>()?;
     let repeated = Repeated(tables);
     let bytes = all_bytes_of(&texts)?;
     let rewritten: Vec<(Vec<u8>, u64)> = py.detach(|| {
@@ -294,7 +326,10 @@ pub fn rewrite_line_files(
     paths: Vec<(PathBuf, PathBuf)>,
     keep_first: bool,
 ) -> PyResult<u64> {
-    let tables = tables.iter().map(|t| Ok(t.as_slice()?)).collect::<PyResult<Vec<_>>>()?;
+    let tables = tables
+        .iter()
+        .map(|t| Ok(t.as_slice()?))
+        .collect::<PyResult<Vec<_>>>()?;
     let repeated = Repeated(tables);
     run(py, None, |progress: &mut Progress| {
         dedup::rewrite_files(&repeated, &paths, keep_first, progress)
@@ -325,7 +360,10 @@ pub fn join_signatures(
 }
 
 fn cap_of((max_bucket, n_representatives): (usize, usize)) -> Cap {
-    Cap { max_bucket, n_representatives }
+    Cap {
+        max_bucket,
+        n_representatives,
+    }
 }
 
 type Place = (u32, u32);

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::documents::Documents;
 use super::join::{Cap, Signatures};
+use super::records::BandRecord;
 use super::runs::merge_sections;
-use super::signatures::BandRecord;
 use super::union_find::UnionFind;
 use crate::{Error, Progress, Result};
 
@@ -40,7 +40,10 @@ pub fn find_among(
     let file = &signatures.files[0];
     let n = ranks.len();
     if file.numbers[2] != n as u64 || ranks.iter().any(|&rank| rank as usize >= n) {
-        return Err(Error::Argument(format!("ranks must be those of {} rows", file.numbers[2])));
+        return Err(Error::Argument(format!(
+            "ranks must be those of {} rows",
+            file.numbers[2]
+        )));
     }
     // A text has the least rank of its copies.
     let mut rank_of = ranks.to_vec();
@@ -103,7 +106,11 @@ fn candidates(
             if signatures.threshold.is_none() {
                 pairs.extend(bucket.windows(2).map(|pair| (pair[0], pair[1])));
             } else {
-                let n_first = if is_capped { cap.n_representatives } else { bucket.len() };
+                let n_first = if is_capped {
+                    cap.n_representatives
+                } else {
+                    bucket.len()
+                };
                 for (place, &first) in bucket.iter().take(n_first).enumerate() {
                     pairs.extend(bucket[place + 1..].iter().map(|&second| (first, second)));
                 }

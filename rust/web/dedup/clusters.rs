@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 
-use super::container::{Contents, Kind, SectionStream, Writer, u32_at};
+use super::container::{Contents, Kind, SectionStream, u32_at};
 use super::join::EDGE_BYTES;
 use super::union_find::UnionFind;
+use super::writer::Writer;
 use crate::{Error, Progress, Result};
 
 /// Clusters that are told in full, and how many members of each.
@@ -54,7 +55,9 @@ impl Numbering {
         let mut starts = vec![0_u64];
         for &n in n_rows {
             if n > u64::from(u32::MAX) {
-                return Err(Error::Argument(format!("n_rows must be below 2^32, got {n}")));
+                return Err(Error::Argument(format!(
+                    "n_rows must be below 2^32, got {n}"
+                )));
             }
             starts.push(starts[starts.len() - 1] + n);
         }
@@ -62,7 +65,10 @@ impl Numbering {
     }
 
     fn number(&self, shard: u32, row: u32) -> Option<usize> {
-        let (&start, &end) = self.starts.get(shard as usize).zip(self.starts.get(shard as usize + 1))?;
+        let (&start, &end) = self
+            .starts
+            .get(shard as usize)
+            .zip(self.starts.get(shard as usize + 1))?;
         let number = start + u64::from(row);
         (number < end).then_some(number as usize)
     }
@@ -96,7 +102,10 @@ pub fn cluster(
         Keep::First => FxHashMap::default(),
         Keep::Random(seed) => choose_at_random(&mut linked, &numbering, seed),
     };
-    let mut totals = ClusterTotals { n_documents, ..ClusterTotals::default() };
+    let mut totals = ClusterTotals {
+        n_documents,
+        ..ClusterTotals::default()
+    };
     let mut largest = BinaryHeap::new();
     let mut writer = Writer::create(target)?;
     for shard in 0..n_rows.len() {
@@ -113,7 +122,12 @@ pub fn cluster(
                     largest.pop();
                 }
             }
-            if size > 1 && number != kept.get(&root).map_or(root, |chosen: &Chosen| chosen.number) {
+            if size > 1
+                && number
+                    != kept
+                        .get(&root)
+                        .map_or(root, |chosen: &Chosen| chosen.number)
+            {
                 totals.n_dropped += 1;
                 writer.push(&((number as u64 - start) as u32).to_le_bytes())?;
             }
@@ -121,7 +135,11 @@ pub fn cluster(
         writer.end();
     }
     writer.finish(Kind::Clusters, &[n_documents, totals.n_dropped])?;
-    let roots: Vec<usize> = largest.into_sorted_vec().into_iter().map(|(_, root)| root).collect();
+    let roots: Vec<usize> = largest
+        .into_sorted_vec()
+        .into_iter()
+        .map(|(_, root)| root)
+        .collect();
     totals.examples = examples_of(&roots, &mut linked, &numbering, &kept);
     Ok(totals)
 }
@@ -140,13 +158,11 @@ fn read_edges(
     while stream.left > 0 {
         stream.read(&mut bytes)?;
         let end = |at: usize| numbering.number(u32_at(&bytes, at), u32_at(&bytes, at + 4));
-        match (end(0), end(8)) {
-            (Some(left), Some(right)) => linked.union(left, right),
-            _ => {
-                let offset = stream.place().1 - EDGE_BYTES as u64;
-                return Err(contents.damaged(offset, "documents of the shards and rows given"));
-            }
-        }
+        let (Some(left), Some(right)) = (end(0), end(8)) else {
+            let offset = stream.place().1 - EDGE_BYTES as u64;
+            return Err(contents.damaged(offset, "documents of the shards and rows given"));
+        };
+        linked.union(left, right);
         n += 1;
         if u64::is_multiple_of(n, TICK) {
             progress("cluster", 0, 1)?;

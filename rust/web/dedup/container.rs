@@ -14,16 +14,16 @@
 //! name, synced and renamed. What is read is checked: the footer when a file is opened, a
 //! section when it was read to its end.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::{Error, Result};
 
-const MAGIC: [u8; 8] = *b"RSLMDUP\0";
-const VERSION: u32 = 1;
+pub(super) const MAGIC: [u8; 8] = *b"RSLMDUP\0";
+pub(super) const VERSION: u32 = 1;
 const TRAILER_BYTES: u64 = 48;
 const SECTION_BYTES: usize = 32;
 
@@ -61,131 +61,8 @@ pub struct Section {
     pub start: u64,
     /// Its length.
     pub n_bytes: u64,
-    record_bytes: u64,
-    checksum: u64,
-}
-
-/// A file that is being written; dropped before its end it leaves nothing.
-pub struct Writer {
-    path: PathBuf,
-    beside: PathBuf,
-    file: BufWriter<File>,
-    n_written: u64,
-    section: Section,
-    hasher: Xxh3,
-    sections: Vec<Section>,
-    is_done: bool,
-}
-
-impl Writer {
-    /// Begins a file beside `path`.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn create(path: &Path) -> Result<Self> {
-        let beside = beside(path, "tmp");
-        let file = File::create(&beside).map_err(|error| Error::io(path, error))?;
-        let mut writer = Self {
-            path: path.to_path_buf(),
-            beside,
-            file: BufWriter::with_capacity(1 << 18, file),
-            n_written: 0,
-            section: Section { start: 0, n_bytes: 0, record_bytes: 1, checksum: 0 },
-            hasher: Xxh3::new(),
-            sections: Vec::new(),
-            is_done: false,
-        };
-        writer.raw(&MAGIC)?;
-        Ok(writer)
-    }
-
-    fn raw(&mut self, bytes: &[u8]) -> Result<()> {
-        self.n_written += bytes.len() as u64;
-        let written = self.file.write_all(bytes);
-        written.map_err(|error| Error::io(&self.path, error))
-    }
-
-    /// Begins a section of records of a size.
-    pub fn begin(&mut self, record_bytes: usize) {
-        self.section = Section {
-            start: self.n_written,
-            n_bytes: 0,
-            record_bytes: record_bytes as u64,
-            checksum: 0,
-        };
-        self.hasher.reset();
-    }
-
-    /// Appends to the section.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.raw(bytes)
-    }
-
-    /// Bytes of the section so far.
-    pub fn section_bytes(&self) -> u64 {
-        self.n_written - self.section.start
-    }
-
-    /// Ends the section.
-    pub fn end(&mut self) {
-        let n_bytes = self.section_bytes();
-        let checksum = self.hasher.digest();
-        self.sections.push(Section { n_bytes, checksum, ..self.section });
-    }
-
-    /// Writes the footer, and gives the file its name.
-    ///
-    /// # Errors
-    /// `Io`; what had the name before is untouched then.
-    pub fn finish(mut self, kind: Kind, numbers: &[u64]) -> Result<()> {
-        let mut footer: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        for section in &self.sections {
-            for number in [section.start, section.n_bytes, section.record_bytes, section.checksum] {
-                footer.extend(number.to_le_bytes());
-            }
-        }
-        let start = self.n_written;
-        let counts = [start, numbers.len() as u64, self.sections.len() as u64, xxh3_64(&footer)];
-        footer.extend(counts.iter().flat_map(|n| n.to_le_bytes()));
-        footer.extend((kind as u32).to_le_bytes());
-        footer.extend(VERSION.to_le_bytes());
-        footer.extend(MAGIC);
-        self.raw(&footer)?;
-        let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
-        written
-            .and_then(|()| fs::rename(&self.beside, &self.path))
-            .and_then(|()| sync_folder_of(&self.path))
-            .map_err(|error| Error::io(&self.path, error))?;
-        self.is_done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if !self.is_done {
-            let _ = fs::remove_file(&self.beside);
-        }
-    }
-}
-
-/// A name in the same folder that no other process uses.
-pub(super) fn beside(path: &Path, what: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{what}-{}", std::process::id()));
-    path.with_file_name(name)
-}
-
-pub(super) fn sync_folder_of(path: &Path) -> std::io::Result<()> {
-    if cfg!(unix) {
-        let folder = path.parent().filter(|folder| *folder != Path::new(""));
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
-    }
-    Ok(())
+    pub(super) record_bytes: u64,
+    pub(super) checksum: u64,
 }
 
 /// A file of which the footer was read and holds what it must.
@@ -210,11 +87,17 @@ impl Contents {
         let n_bytes = file.metadata().map_err(io)?.len();
         let damaged = |offset: u64, reason: &str| {
             let name = kind.name();
-            Error::format(path, format!("a file of {name} must hold {reason} at byte {offset}"))
+            Error::format(
+                path,
+                format!("a file of {name} must hold {reason} at byte {offset}"),
+            )
         };
         let least = TRAILER_BYTES + MAGIC.len() as u64;
         if n_bytes < least {
-            return Err(damaged(n_bytes, &format!("{least} bytes or more, and ends")));
+            return Err(damaged(
+                n_bytes,
+                &format!("{least} bytes or more, and ends"),
+            ));
         }
         let trailer_start = n_bytes - TRAILER_BYTES;
         file.seek(SeekFrom::Start(trailer_start)).map_err(io)?;
@@ -247,7 +130,10 @@ impl Contents {
         let contents = Self {
             path: path.to_path_buf(),
             numbers: numbers.chunks_exact(8).map(|n| u64_at(n, 0)).collect(),
-            sections: sections.chunks_exact(SECTION_BYTES).map(section_of).collect(),
+            sections: sections
+                .chunks_exact(SECTION_BYTES)
+                .map(section_of)
+                .collect(),
         };
         let fits = |section: &Section| {
             let end = section.start.checked_add(section.n_bytes);
@@ -270,7 +156,10 @@ impl Contents {
         section
             .filter(|section| section.record_bytes == record_bytes as u64)
             .ok_or_else(|| {
-                self.damaged(0, &format!("section {number} of records of {record_bytes} bytes"))
+                self.damaged(
+                    0,
+                    &format!("section {number} of records of {record_bytes} bytes"),
+                )
             })
     }
 
@@ -344,7 +233,10 @@ impl SectionStream {
 
     /// The file, and the byte that is read next.
     pub(super) fn place(&self) -> (&PathBuf, u64) {
-        (&self.path, self.section.start + self.section.n_bytes - self.left)
+        (
+            &self.path,
+            self.section.start + self.section.n_bytes - self.left,
+        )
     }
 
     /// Fills the buffer, which must not be longer than what is left.
@@ -369,7 +261,9 @@ impl SectionStream {
 
 #[cfg(test)]
 mod tests {
+    use super::super::writer::Writer;
     use super::*;
+    use std::fs;
 
     fn written(path: &Path) -> Vec<u8> {
         let mut writer = Writer::create(path).expect("a writable folder");
@@ -378,7 +272,9 @@ mod tests {
             writer.push(section).expect("a writable file");
             writer.end();
         }
-        writer.finish(Kind::Edges, &[7, 8]).expect("a writable file");
+        writer
+            .finish(Kind::Edges, &[7, 8])
+            .expect("a writable file");
         fs::read(path).expect("a file")
     }
 
@@ -406,7 +302,10 @@ mod tests {
             fs::write(&path, &changed).expect("a writable file");
             // The letters at the beginning are for people; all else is needed.
             let refused = read_all(&path);
-            assert!(n < 8 || matches!(refused, Err(Error::Format { .. })), "changed at {n}");
+            assert!(
+                n < 8 || matches!(refused, Err(Error::Format { .. })),
+                "changed at {n}"
+            );
         }
         fs::remove_dir_all(&folder).expect("a folder of ours");
     }

@@ -89,8 +89,13 @@ impl<'a> Documents<'a> {
         let contents = self.files[member.0 as usize];
         let sets = contents.section(SETS, 1)?;
         let n_bytes = 8 * u64::from(row.n) + 8;
-        let damaged = || contents.damaged(sets.start.saturating_add(row.start), "a set of shingles");
-        if row.start.checked_add(n_bytes).is_none_or(|end| end > sets.n_bytes) {
+        let damaged =
+            || contents.damaged(sets.start.saturating_add(row.start), "a set of shingles");
+        if row
+            .start
+            .checked_add(n_bytes)
+            .is_none_or(|end| end > sets.n_bytes)
+        {
             return Err(damaged());
         }
         let mut bytes = vec![0; n_bytes as usize];
@@ -130,7 +135,8 @@ impl<'a> Documents<'a> {
             self.open.insert(file, File::open(path).map_err(io)?);
         }
         let mut open = &self.open[&file];
-        open.seek(SeekFrom::Start(section.start + from)).map_err(io)?;
+        open.seek(SeekFrom::Start(section.start + from))
+            .map_err(io)?;
         open.read_exact(bytes).map_err(io)
     }
 }
@@ -146,5 +152,9 @@ fn jaccard(a: &[u64], b: &[u64]) -> f64 {
         at_b += usize::from(right <= left);
     }
     let n_either = a.len() + b.len() - n_shared;
-    if n_either == 0 { 1.0 } else { n_shared as f64 / n_either as f64 }
+    if n_either == 0 {
+        1.0
+    } else {
+        n_shared as f64 / n_either as f64
+    }
 }

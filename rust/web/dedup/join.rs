@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::container::{Contents, Kind, Section, SectionStream, Writer, u32_at};
+use super::container::{Contents, Kind, Section, SectionStream, u32_at};
 use super::documents::{Documents, Member};
 use super::lines::require_different_shards;
+use super::records::{BandRecord, ExactRecord};
 use super::runs::{Record, merge_sections};
-use super::signatures::{BANDS, BandRecord, COPIES, ExactRecord, N_NUMBERS};
+use super::signatures::{BANDS, COPIES, N_NUMBERS};
 use super::union_find::UnionFind;
+use super::writer::Writer;
 use crate::{Error, Progress, Result};
 
 /// Bytes of an edge: shard and row of each end.
@@ -48,26 +50,37 @@ pub(super) struct Signatures {
 
 impl Signatures {
     pub(super) fn open(paths: &[PathBuf]) -> Result<Self> {
-        let files = paths
+        let mut files = paths
             .iter()
             .map(|path| Contents::open(path, Kind::Signatures, N_NUMBERS))
             .collect::<Result<Vec<_>>>()?;
         require_different_shards(files.iter())?;
+        files.sort_by_key(|file| file.numbers[0]);
         // Where there is nothing, any options will do.
-        let first = files.first().map_or([0; N_NUMBERS].to_vec(), |file| file.numbers.clone());
-        if let Some(other) = files.iter().find(|file| {
-            file.numbers[1] != first[1] || file.numbers[3..] != first[3..]
-        }) {
+        let first = files
+            .first()
+            .map_or([0; N_NUMBERS].to_vec(), |file| file.numbers.clone());
+        if let Some(other) = files
+            .iter()
+            .find(|file| file.numbers[1] != first[1] || file.numbers[3..] != first[3..])
+        {
             return Err(Error::Argument(format!(
                 "signatures must be made with the same options and n_ranges, got {} and {}",
-                paths[0].display(),
+                files[0].path.display(),
                 other.path.display()
             )));
         }
         let n_parts = first[3].saturating_mul(first[4]);
         let is_exact = first[1] == 0;
-        let n_sections = if is_exact { n_parts } else { n_parts.saturating_add(BANDS as u64) };
-        if let Some(file) = files.iter().find(|file| file.sections.len() as u64 != n_sections) {
+        let n_sections = if is_exact {
+            n_parts
+        } else {
+            n_parts.saturating_add(BANDS as u64)
+        };
+        if let Some(file) = files
+            .iter()
+            .find(|file| file.sections.len() as u64 != n_sections)
+        {
             return Err(file.damaged(0, &format!("{n_sections} sections")));
         }
         Ok(Self {
@@ -86,7 +99,10 @@ impl Signatures {
         } else {
             (BANDS + part, BandRecord::BYTES)
         };
-        self.files.iter().map(|file| Ok((file, file.section(number, n_bytes)?))).collect()
+        self.files
+            .iter()
+            .map(|file| Ok((file, file.section(number, n_bytes)?)))
+            .collect()
     }
 
     /// Shard and row of copies and their firsts, within each shard.
@@ -124,9 +140,14 @@ pub fn join(
     let signatures = Signatures::open(paths)?;
     let n_parts = signatures.n_ranges * signatures.n_bands;
     if part >= n_parts && !paths.is_empty() {
-        return Err(Error::Argument(format!("part must be below {n_parts}, got {part}")));
+        return Err(Error::Argument(format!(
+            "part must be below {n_parts}, got {part}"
+        )));
     }
-    let mut edges = Edges { writer: Writer::create(target)?, totals: JoinTotals::default() };
+    let mut edges = Edges {
+        writer: Writer::create(target)?,
+        totals: JoinTotals::default(),
+    };
     edges.writer.begin(EDGE_BYTES);
     if !paths.is_empty() {
         let sections = signatures.sections(part as usize)?;
@@ -135,7 +156,8 @@ pub fn join(
             join_exact(&sections, target, &mut edges, &mut tick)?;
         } else {
             if part == 0 {
-                signatures.each_copy(|shard, first, row| edges.copy((shard, first), (shard, row)))?;
+                signatures
+                    .each_copy(|shard, first, row| edges.copy((shard, first), (shard, row)))?;
             }
             let mut buckets = Buckets::new(&signatures, cap, limit_bytes);
             let mut each = |record: &BandRecord| buckets.push(record, &mut edges);
@@ -209,7 +231,9 @@ impl<'a> Buckets<'a> {
             key: 0,
             members: Vec::new(),
             documents: Documents::new(signatures.files.iter().collect(), limit_bytes),
-            file_of: numbered.map(|(n, file)| (file.numbers[0] as u32, n as u32)).collect(),
+            file_of: numbered
+                .map(|(n, file)| (file.numbers[0] as u32, n as u32))
+                .collect(),
             threshold: signatures.threshold,
             cap,
         }
@@ -244,13 +268,17 @@ impl<'a> Buckets<'a> {
         let n_pairs = self.members.len() as u64 - 1;
         edges.totals.n_candidate_pairs += n_pairs;
         edges.totals.n_duplicate_pairs += n_pairs;
-        self.members.windows(2).try_for_each(|pair| edges.write(pair[0], pair[1]))
+        self.members
+            .windows(2)
+            .try_for_each(|pair| edges.write(pair[0], pair[1]))
     }
 
     fn member(&self, (shard, row): (u32, u32)) -> Result<Member> {
         let file = self.file_of.get(&shard);
         file.map(|&file| (file, row)).ok_or_else(|| {
-            Error::Argument(format!("records must be of the shards of their files, got {shard}"))
+            Error::Argument(format!(
+                "records must be of the shards of their files, got {shard}"
+            ))
         })
     }
 
@@ -282,7 +310,11 @@ impl<'a> Buckets<'a> {
         let n = self.members.len();
         let is_capped = n > self.cap.max_bucket;
         edges.totals.n_capped_buckets += u64::from(is_capped);
-        let n_first = if is_capped { self.cap.n_representatives.min(n) } else { n };
+        let n_first = if is_capped {
+            self.cap.n_representatives.min(n)
+        } else {
+            n
+        };
         let mut linked = UnionFind::new(n);
         for first in 0..n_first {
             for second in first + 1..n {

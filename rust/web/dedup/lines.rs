@@ -3,23 +3,22 @@
 //! A line is known by 128 bits of xxh3. Of 10^10 different lines the chance that any two share
 //! them is 1.5 * 10^-19; whoever makes lines for that end can find two that do.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::container::{Contents, Kind, Section, Writer, beside, sync_folder_of, u32_at, u64_at};
+use super::container::{Contents, Kind, Section, u32_at, u64_at};
+use super::records::{range_of, write_groups};
 use super::runs::{Record, Sorter, merge_sections};
-use super::signatures::{range_of, write_groups};
+use super::writer::Writer;
 use crate::{Error, Progress, Result};
 
 /// A line: how often it comes, and the first of its places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LineRecord {
     // As two halves: a u128 would make the record longer by its alignment.
-    hash: [u64; 2],
-    place: Place,
+    pub(super) hash: [u64; 2],
+    pub(super) place: Place,
     n: u32,
 }
 
@@ -33,7 +32,10 @@ impl Record for LineRecord {
         let (shard, row, line) = self.place;
         bytes[..8].copy_from_slice(&self.hash[0].to_le_bytes());
         bytes[8..16].copy_from_slice(&self.hash[1].to_le_bytes());
-        for (chunk, number) in bytes[16..].chunks_exact_mut(4).zip([shard, row, line, self.n]) {
+        for (chunk, number) in bytes[16..]
+            .chunks_exact_mut(4)
+            .zip([shard, row, line, self.n])
+        {
             chunk.copy_from_slice(&number.to_le_bytes());
         }
     }
@@ -57,16 +59,18 @@ impl Record for LineRecord {
 }
 
 #[inline]
-fn hash_of(line: &[u8]) -> [u64; 2] {
+pub(super) fn hash_of(line: &[u8]) -> [u64; 2] {
     let hash = xxh3_128(line);
     [(hash >> 64) as u64, hash as u64]
 }
 
 /// The lines of a text without their newlines; of an empty text none.
-fn lines_of(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines_of(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut start = 0;
     let ends = memchr::memchr_iter(b'\n', text).chain(
-        text.last().is_some_and(|&last| last != b'\n').then_some(text.len()),
+        text.last()
+            .is_some_and(|&last| last != b'\n')
+            .then_some(text.len()),
     );
     ends.map(move |end| {
         let line = &text[start..end];
@@ -86,7 +90,12 @@ pub struct LineCounter {
 impl LineCounter {
     /// Of a shard of that number; what does not fit the limit is spilled beside `target`.
     pub fn new(shard: u32, target: &Path, memory_limit_bytes: u64) -> Self {
-        Self { shard, row: 0, n_lines: 0, sorter: Sorter::new(target, memory_limit_bytes) }
+        Self {
+            shard,
+            row: 0,
+            n_lines: 0,
+            sorter: Sorter::new(target, memory_limit_bytes),
+        }
     }
 
     /// Counts the next document.
@@ -94,22 +103,28 @@ impl LineCounter {
     /// # Errors
     /// `Io`; `Argument` beyond 2^32 documents or lines of one.
     pub fn add(&mut self, text: &[u8]) -> Result<()> {
-        let mut number = 0;
-        for line in lines_of(text) {
-            self.push(line, number)?;
-            number += 1;
+        for (number, line) in lines_of(text).enumerate() {
+            self.push(line, number as u64)?;
         }
         self.end_document()
     }
 
     #[inline]
-    fn push(&mut self, line: &[u8], number: u64) -> Result<()> {
-        let place = (self.shard, self.row, checked(number, "lines of a document")?);
+    pub(super) fn push(&mut self, line: &[u8], number: u64) -> Result<()> {
+        let place = (
+            self.shard,
+            self.row,
+            checked(number, "lines of a document")?,
+        );
         self.n_lines += 1;
-        self.sorter.push(LineRecord { hash: hash_of(line), place, n: 1 })
+        self.sorter.push(LineRecord {
+            hash: hash_of(line),
+            place,
+            n: 1,
+        })
     }
 
-    fn end_document(&mut self) -> Result<()> {
+    pub(super) fn end_document(&mut self) -> Result<()> {
         self.row = checked(u64::from(self.row) + 1, "documents of a shard")?;
         Ok(())
     }
@@ -122,7 +137,14 @@ impl LineCounter {
         let mut writer = Writer::create(target)?;
         let mut tick = || progress("write counts", 0, 1);
         let range = |record: &LineRecord| range_of(record.hash[0], n_ranges);
-        write_groups(&mut writer, n_ranges, self.sorter, range, |record| *record, &mut tick)?;
+        write_groups(
+            &mut writer,
+            n_ranges,
+            self.sorter,
+            range,
+            |record| *record,
+            &mut tick,
+        )?;
         let numbers = [u64::from(self.shard), u64::from(n_ranges), self.n_lines];
         writer.finish(Kind::Counts, &numbers)?;
         Ok(self.n_lines)
@@ -165,7 +187,9 @@ pub fn merge_lines(
             return Err(Error::Argument(format!(
                 "range {range} of {n_ranges} must be one of those that were counted, got {} of \
                  {} in {}",
-                contents.numbers[1], n_ranges, path.display()
+                contents.numbers[1],
+                n_ranges,
+                path.display()
             )));
         }
         let section = contents.section(range as usize, LineRecord::BYTES)?;
@@ -188,7 +212,9 @@ pub fn merge_lines(
         }
         Ok(())
     };
-    merge_sections(&sections, target, &mut each, &mut || progress("merge", 0, 1))?;
+    merge_sections(&sections, target, &mut each, &mut || {
+        progress("merge", 0, 1)
+    })?;
     writer.end();
     writer.finish(Kind::Repeated, &[u64::from(range), u64::from(n_ranges)])?;
     Ok(totals)
@@ -203,7 +229,9 @@ pub(super) fn require_different_shards<'a>(
         if let Some(first) = seen.insert(contents.numbers[0], &contents.path) {
             return Err(Error::Argument(format!(
                 "files must be of different shards, got shard {} in {} and {}",
-                contents.numbers[0], first.display(), contents.path.display()
+                contents.numbers[0],
+                first.display(),
+                contents.path.display()
             )));
         }
     }
@@ -221,163 +249,4 @@ pub fn check_repeated(path: &Path) -> Result<(u64, u64, u64, u64)> {
     contents.check(&section)?;
     let (range, n_ranges) = (contents.numbers[0], contents.numbers[1]);
     Ok((range, n_ranges, section.start, section.n_bytes))
-}
-
-/// Repeated lines, looked up where they lie: the records of all ranges, in order.
-pub struct Repeated<'a>(pub Vec<&'a [u8]>);
-
-impl Repeated<'_> {
-    /// The first place of a line that comes more than once.
-    #[inline]
-    fn first(&self, line: &[u8]) -> Option<Place> {
-        let hash = hash_of(line);
-        let table = self.0[range_of(hash[0], self.0.len() as u32) as usize];
-        find(table, hash, self.0.len() as u64)
-    }
-
-    /// Writes what stays of a document to `out`; gives the number of lines that went.
-    pub fn rewrite(
-        &self,
-        text: &[u8],
-        place: (u32, u32),
-        keep_first: bool,
-        out: &mut Vec<u8>,
-    ) -> u64 {
-        let mut n_removed = 0;
-        let mut start = 0;
-        for (number, line) in lines_of(text).enumerate() {
-            let end = (start + line.len() + 1).min(text.len());
-            if self.stays(line, (place.0, place.1, number as u32), keep_first) {
-                out.extend_from_slice(&text[start..end]);
-            } else {
-                n_removed += 1;
-            }
-            start = end;
-        }
-        n_removed
-    }
-
-    #[inline]
-    fn stays(&self, line: &[u8], place: Place, keep_first: bool) -> bool {
-        self.first(line).is_none_or(|first| keep_first && first == place)
-    }
-}
-
-/// Looks a hash up among ascending records of one of `n_ranges` equal ranges.
-///
-/// Hashes are spread evenly, so that a line's place is known but for some records: two or three
-/// reads instead of the thirty of a search by halves, which would each miss the cache.
-fn find(table: &[u8], hash: [u64; 2], n_ranges: u64) -> Option<Place> {
-    let n = table.len() / LineRecord::BYTES;
-    let at = |number: usize| LineRecord::get(&table[number * LineRecord::BYTES..][..LineRecord::BYTES]);
-    let within = hash[0].wrapping_mul(n_ranges);
-    let guess = ((u128::from(within) * n as u128) >> 64) as usize;
-    let (mut low, mut high) = (0, n);
-    // Steps that double from the guess, until the hash is between them.
-    let mut step = 8;
-    let mut probe = guess;
-    while low < high && probe < n {
-        let found = at(probe);
-        if found.hash == hash {
-            return Some(found.place);
-        }
-        if found.hash < hash {
-            low = probe + 1;
-            if high < n {
-                break;
-            }
-            probe = probe.saturating_add(step);
-        } else {
-            high = probe;
-            if low > 0 || probe == 0 {
-                break;
-            }
-            probe = probe.saturating_sub(step);
-        }
-        step *= 2;
-    }
-    while low < high {
-        let middle = usize::midpoint(low, high);
-        let found = at(middle);
-        match found.hash.cmp(&hash) {
-            std::cmp::Ordering::Equal => return Some(found.place),
-            std::cmp::Ordering::Less => low = middle + 1,
-            std::cmp::Ordering::Greater => high = middle,
-        }
-    }
-    None
-}
-
-/// Lines of a file, read in turn; a line is held whole.
-fn each_line(path: &Path, mut each: impl FnMut(&[u8], &[u8], u64) -> Result<()>) -> Result<()> {
-    let io = |error| Error::io(path, error);
-    let mut reader = BufReader::with_capacity(1 << 18, File::open(path).map_err(io)?);
-    let mut line = Vec::new();
-    let mut number = 0;
-    loop {
-        line.clear();
-        if reader.by_ref().read_until(b'\n', &mut line).map_err(io)? == 0 {
-            return Ok(());
-        }
-        let content = line.strip_suffix(b"\n").unwrap_or(&line);
-        each(content, &line, number)?;
-        number += 1;
-    }
-}
-
-/// Counts the lines of files, each of which is one document.
-///
-/// # Errors
-/// `Io`, `Argument`, `Interrupted`.
-pub fn count_files(
-    paths: &[PathBuf],
-    target: &Path,
-    memory_limit_bytes: u64,
-    progress: &mut Progress,
-) -> Result<u64> {
-    let mut counter = LineCounter::new(0, target, memory_limit_bytes);
-    for (number, path) in paths.iter().enumerate() {
-        each_line(path, |line, _, number| counter.push(line, number))?;
-        counter.end_document()?;
-        progress("count", number as u64, paths.len() as u64)?;
-    }
-    counter.finish(target, 1, progress)
-}
-
-/// Writes what stays of each file to its target, beside and renamed; gives the lines written.
-///
-/// # Errors
-/// `Io`, `Interrupted`; each target is the old one or the new one.
-pub fn rewrite_files(
-    repeated: &Repeated<'_>,
-    paths: &[(PathBuf, PathBuf)],
-    keep_first: bool,
-    progress: &mut Progress,
-) -> Result<u64> {
-    let mut n_kept = 0;
-    for (row, (path, target)) in paths.iter().enumerate() {
-        let beside = beside(target, "tmp");
-        let io = |error| Error::io(target, error);
-        let mut write = || {
-            let mut file = BufWriter::with_capacity(1 << 18, File::create(&beside).map_err(io)?);
-            each_line(path, |content, line, number| {
-                if repeated.stays(content, (0, row as u32, number as u32), keep_first) {
-                    n_kept += 1;
-                    file.write_all(line).map_err(io)?;
-                }
-                Ok(())
-            })?;
-            let file = file.into_inner().map_err(|error| io(error.into_error()))?;
-            file.sync_all().map_err(io)?;
-            fs::rename(&beside, target).map_err(io)?;
-            sync_folder_of(target).map_err(io)
-        };
-        let written: Result<()> = write();
-        if written.is_err() {
-            let _ = fs::remove_file(&beside);
-        }
-        written?;
-        progress("rewrite", row as u64, paths.len() as u64)?;
-    }
-    Ok(n_kept)
 }

@@ -8,9 +8,9 @@
 //! documents   sign (shard) -> join (band and range of keys) -> cluster -> dropped rows
 //! ```
 //!
-//! - `characters`, `normalize`, `signature`: a text -> its words -> its shingles -> its MinHash,
-//! - `container`, `runs`: files of records; sorting and merging beyond memory,
-//! - `lines`; `signatures`, `documents`, `join`, `clusters`: the stages,
+//! - `characters`, `normalize`, `signature`, `sha1_x86`: a text -> its words -> its shingles -> its `MinHash`,
+//! - `container`, `writer`, `runs`: files of records; sorting and merging beyond memory,
+//! - `lines`, `rewrite`; `records`, `signatures`, `documents`, `join`, `clusters`: the stages,
 //! - `among`: near-duplicates in memory, pair by pair as the Python twin finds them.
 
 mod among;
@@ -21,18 +21,22 @@ mod documents;
 mod join;
 mod lines;
 mod normalize;
+mod records;
+mod rewrite;
 mod runs;
+#[cfg(target_arch = "x86_64")]
+mod sha1_x86;
 mod signature;
 mod signatures;
 mod union_find;
+mod writer;
 
 pub use among::{Found, find_among};
 pub use characters::Rule;
 pub use clusters::{ClusterTotals, Keep, cluster, dropped_rows};
 pub use join::{Cap, JoinTotals, join};
-pub use lines::{
-    LineCounter, LineTotals, Repeated, check_repeated, count_files, merge_lines, rewrite_files,
-};
+pub use lines::{LineCounter, LineTotals, check_repeated, merge_lines};
 pub use normalize::normalize;
+pub use rewrite::{Repeated, count_files, rewrite_files};
 pub use signature::{HashFunctions, hash_shingles};
 pub use signatures::{ExactSigner, MinHash, MinHashSigner, Shingled, exact_key};

@@ -21,7 +21,10 @@ pub fn normalize(text: &[u8], rule: Rule, out: &mut Vec<u8>) {
     let n_written = normalizer.n_written;
     out.truncate(n_written);
     // Words of marks alone leave the blanks around them.
-    let n_kept = out.iter().rposition(|&byte| byte != b' ').map_or(0, |last| last + 1);
+    let n_kept = out
+        .iter()
+        .rposition(|&byte| byte != b' ')
+        .map_or(0, |last| last + 1);
     out.truncate(n_kept);
     let n_leading = out.iter().position(|&byte| byte != b' ').unwrap_or(0);
     out.drain(..n_leading);
@@ -155,7 +158,8 @@ impl Normalizer<'_> {
                 && next != 0x3A3
                 && char::from_u32(next).is_some_and(|c| {
                     let pieces = pieces_of(c, self.rule);
-                    let on = |piece: &Piece| matches!(piece, Piece::Mark(true) | Piece::Reordered(..));
+                    let on =
+                        |piece: &Piece| matches!(piece, Piece::Mark(true) | Piece::Reordered(..));
                     pieces.iter().all(on)
                 });
             if !orders_on {
@@ -214,7 +218,7 @@ impl Normalizer<'_> {
         }
     }
 
-    /// By FineWeb's rule words are cut before marks go, so a mark alone keeps its blanks apart.
+    /// By `FineWeb`'s rule words are cut before marks go, so a mark alone keeps its blanks apart.
     fn begin_word(&mut self) {
         self.blank &= self.rule == Rule::Course;
     }
@@ -224,7 +228,8 @@ impl Normalizer<'_> {
         let wanted = self.n_written + n;
         if wanted > self.out.len() {
             let n_text = self.text.len() + 64;
-            self.out.resize(wanted.max(2 * self.out.len()).max(n_text), 0);
+            self.out
+                .resize(wanted.max(2 * self.out.len()).max(n_text), 0);
         }
     }
 }

@@ -8,7 +8,8 @@ use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::container::{Contents, Section, SectionStream, beside};
+use super::container::{Contents, Section, SectionStream};
+use super::writer::beside;
 use crate::{Error, Result};
 
 /// As many sorted inputs are merged at a time: bounds open files and their buffers.
@@ -175,18 +176,30 @@ impl RunWriter {
     }
 
     fn finish(self) -> Result<Run> {
-        let Self { file, n_records, name } = self;
+        let Self {
+            file,
+            n_records,
+            name,
+        } = self;
         let io = |error| Error::io(&name.0, error);
         let mut file = file.into_inner().map_err(|error| io(error.into_error()))?;
         file.rewind().map_err(io)?;
-        Ok(Run { file, n_records, name })
+        Ok(Run {
+            file,
+            n_records,
+            name,
+        })
     }
 }
 
 /// Sorted records: a run, or a section of a file.
 enum Input {
-    Run { reader: BufReader<File>, left: u64, name: Name },
-    Section(SectionStream),
+    Run {
+        reader: BufReader<File>,
+        left: u64,
+        name: Name,
+    },
+    Section(Box<SectionStream>),
 }
 
 impl Input {
@@ -213,7 +226,10 @@ impl Input {
             Self::Run { name, .. } => (&name.0, 0),
             Self::Section(stream) => stream.place(),
         };
-        Error::format(path, format!("must hold ascending records before byte {offset}"))
+        Error::format(
+            path,
+            format!("must hold ascending records before byte {offset}"),
+        )
     }
 }
 
@@ -239,7 +255,8 @@ pub fn merge_sections<R: Record>(
     tick: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let open = |(contents, section): &(&Contents, Section)| {
-        SectionStream::open(contents, section).map(Input::Section)
+        let stream = SectionStream::open(contents, section)?;
+        Ok(Input::Section(Box::new(stream)))
     };
     let mut groups = sections.chunks(FAN_IN);
     let Some(first) = groups.next() else {
@@ -294,10 +311,8 @@ fn merge_at_once<R: Record>(
             }
         }
         let is_absorbed = held.as_mut().is_some_and(|held| held.absorb(&record));
-        if !is_absorbed {
-            if let Some(done) = held.replace(record) {
-                each(&done)?;
-            }
+        if !is_absorbed && let Some(done) = held.replace(record) {
+            each(&done)?;
         }
         n += 1;
         if n.is_multiple_of(TICK) {
@@ -332,16 +347,18 @@ mod tests {
         fs::create_dir_all(&folder).expect("a writable folder");
         let mut numbers: Vec<u64> = (0..20_000_u64).map(|n| n * n % 7919).collect();
         for limit in [1, 8 * 70, 8 * 3000, 1 << 20] {
-            let mut sorter = Sorter::new(&folder.join("x"), limit);
+            let mut pushed = Sorter::new(&folder.join("x"), limit);
             for &number in numbers.iter().take(if limit == 1 { 500 } else { 20_000 }) {
-                sorter.push(Number(number)).expect("a writable folder");
+                pushed.push(Number(number)).expect("a writable folder");
             }
             let mut sorted = Vec::new();
             let mut each = |record: &Number| {
                 sorted.push(record.0);
                 Ok(())
             };
-            sorter.finish(&mut each, &mut || Ok(())).expect("readable runs");
+            pushed
+                .finish(&mut each, &mut || Ok(()))
+                .expect("readable runs");
             let mut expected = numbers.clone();
             expected.truncate(sorted.len());
             expected.sort_unstable();

@@ -19,11 +19,13 @@ use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::characters::Rule;
-use super::container::{Kind, Writer, u32_at, u64_at};
+use super::container::{Kind, u64_at};
 use super::lines::checked;
 use super::normalize::{close_gaps, normalize};
-use super::runs::{Record, Sorter};
+use super::records::{BandRecord, ExactRecord, ShardRecord, range_of, write_groups};
+use super::runs::Sorter;
 use super::signature::{HashFunctions, hash_shingles};
+use super::writer::Writer;
 use crate::{Progress, Result};
 
 /// Numbers in a file of signatures.
@@ -33,115 +35,6 @@ pub(super) const SETS: usize = 0;
 pub(super) const ROWS: usize = 1;
 pub(super) const COPIES: usize = 2;
 pub(super) const BANDS: usize = 3;
-
-/// Which of `n_ranges` equal ranges of 64-bit hashes one is in.
-#[inline]
-pub(super) fn range_of(hash: u64, n_ranges: u32) -> u32 {
-    ((u128::from(hash) * u128::from(n_ranges)) >> 64) as u32
-}
-
-/// Writes a section for each group of what a sorter holds, whose order is that of the groups.
-pub(super) fn write_groups<R: Record, W: Record>(
-    writer: &mut Writer,
-    n_groups: u32,
-    sorter: Sorter<R>,
-    group_of: impl Fn(&R) -> u32,
-    written: impl Fn(&R) -> W,
-    tick: &mut dyn FnMut() -> Result<()>,
-) -> Result<()> {
-    writer.begin(W::BYTES);
-    let mut group = 0;
-    let mut each = |record: &R| {
-        while group < group_of(record) {
-            writer.end();
-            writer.begin(W::BYTES);
-            group += 1;
-        }
-        let mut bytes = [0; 64];
-        written(record).put(&mut bytes[..W::BYTES]);
-        writer.push(&bytes[..W::BYTES])
-    };
-    sorter.finish(&mut each, tick)?;
-    for _ in group + 1..n_groups {
-        writer.end();
-        writer.begin(W::BYTES);
-    }
-    writer.end();
-    Ok(())
-}
-
-/// A document's key, and its place: ordered so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ExactRecord {
-    pub key: [u64; 2],
-    pub shard: u32,
-    pub row: u32,
-}
-
-impl Record for ExactRecord {
-    const BYTES: usize = 24;
-
-    fn put(&self, bytes: &mut [u8]) {
-        bytes[..8].copy_from_slice(&self.key[0].to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.key[1].to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.shard.to_le_bytes());
-        bytes[20..].copy_from_slice(&self.row.to_le_bytes());
-    }
-
-    fn get(bytes: &[u8]) -> Self {
-        Self {
-            key: [u64_at(bytes, 0), u64_at(bytes, 8)],
-            shard: u32_at(bytes, 16),
-            row: u32_at(bytes, 20),
-        }
-    }
-}
-
-/// A hash of the rows of a document's band, and its place: ordered so.
-///
-/// Of n documents two different bands share 64 bits with a chance of n^2 / 2^65: .03 of 10^9.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct BandRecord {
-    pub key: u64,
-    pub shard: u32,
-    pub row: u32,
-}
-
-impl Record for BandRecord {
-    const BYTES: usize = 16;
-
-    fn put(&self, bytes: &mut [u8]) {
-        bytes[..8].copy_from_slice(&self.key.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.shard.to_le_bytes());
-        bytes[12..].copy_from_slice(&self.row.to_le_bytes());
-    }
-
-    fn get(bytes: &[u8]) -> Self {
-        Self { key: u64_at(bytes, 0), shard: u32_at(bytes, 8), row: u32_at(bytes, 12) }
-    }
-}
-
-/// As a shard is sorted: band by band.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct ShardRecord {
-    band: u32,
-    key: u64,
-    row: u32,
-}
-
-impl Record for ShardRecord {
-    const BYTES: usize = 16;
-
-    fn put(&self, bytes: &mut [u8]) {
-        bytes[..8].copy_from_slice(&self.key.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.band.to_le_bytes());
-        bytes[12..].copy_from_slice(&self.row.to_le_bytes());
-    }
-
-    fn get(bytes: &[u8]) -> Self {
-        Self { key: u64_at(bytes, 0), band: u32_at(bytes, 8), row: u32_at(bytes, 12) }
-    }
-}
 
 /// Half of a text's SHA-256: nobody can make two texts that share it.
 pub fn exact_key(text: &[u8]) -> [u8; 16] {
@@ -160,7 +53,11 @@ pub struct ExactSigner {
 impl ExactSigner {
     /// Of a shard of that number; what does not fit the limit is spilled beside `target`.
     pub fn new(shard: u32, target: &Path, memory_limit_bytes: u64) -> Self {
-        Self { shard, row: 0, sorter: Sorter::new(target, memory_limit_bytes) }
+        Self {
+            shard,
+            row: 0,
+            sorter: Sorter::new(target, memory_limit_bytes),
+        }
     }
 
     /// Signs the next document.
@@ -171,7 +68,11 @@ impl ExactSigner {
         let key = exact_key(text);
         // As the files have it: little-endian halves, compared as numbers.
         let key = [u64_at(&key, 0), u64_at(&key, 8)];
-        self.sorter.push(ExactRecord { key, shard: self.shard, row: self.row })?;
+        self.sorter.push(ExactRecord {
+            key,
+            shard: self.shard,
+            row: self.row,
+        })?;
         self.row = checked(u64::from(self.row) + 1, "documents of a shard")?;
         Ok(())
     }
@@ -184,7 +85,14 @@ impl ExactSigner {
         let mut writer = Writer::create(target)?;
         let range = |record: &ExactRecord| range_of(record.key[0], n_ranges);
         let mut tick = || progress("write signatures", 0, 1);
-        write_groups(&mut writer, n_ranges, self.sorter, range, |record| *record, &mut tick)?;
+        write_groups(
+            &mut writer,
+            n_ranges,
+            self.sorter,
+            range,
+            |record| *record,
+            &mut tick,
+        )?;
         let (shard, n_documents) = (u64::from(self.shard), u64::from(self.row));
         let numbers = [shard, 0, n_documents, u64::from(n_ranges), 1, 0, 0];
         writer.finish(Kind::Signatures, &numbers)?;
@@ -213,7 +121,15 @@ pub struct MinHash {
 impl MinHash {
     /// Another value for other options: signatures by them do not belong together.
     fn checksum(&self) -> u64 {
-        let Self { rule, ngram_words, whole, n_bands, threshold, factors, summands } = self;
+        let Self {
+            rule,
+            ngram_words,
+            whole,
+            n_bands,
+            threshold,
+            factors,
+            summands,
+        } = self;
         let options = format!(
             "{rule:?} {ngram_words} {whole} {n_bands} {threshold:?} {factors:?} {summands:?}"
         );
@@ -305,7 +221,8 @@ impl MinHashSigner {
         if let Some(&first) = self.first_of.get(&hash) {
             self.copies.push((first, row));
         } else {
-            self.shingled.hash(self.options.ngram_words, self.options.whole);
+            self.shingled
+                .hash(self.options.ngram_words, self.options.whole);
             if !self.shingled.hashes.is_empty() {
                 self.first_of.insert(hash, row);
                 self.sign(row)?;
@@ -321,14 +238,19 @@ impl MinHashSigner {
     }
 
     fn sign(&mut self, row: u32) -> Result<()> {
-        self.functions.sign(&self.shingled.hashes, &mut self.signature);
+        self.functions
+            .sign(&self.shingled.hashes, &mut self.signature);
         let n_rows = self.signature.len() / self.options.n_bands;
         let mut bytes = Vec::with_capacity(8 * n_rows);
         for (band, rows) in self.signature.chunks_exact(n_rows).enumerate() {
             bytes.clear();
             bytes.extend(rows.iter().flat_map(|value| value.to_le_bytes()));
             let key = xxh3_64(&bytes);
-            self.bands.push(ShardRecord { band: band as u32, key, row })?;
+            self.bands.push(ShardRecord {
+                band: band as u32,
+                key,
+                row,
+            })?;
         }
         Ok(())
     }
@@ -372,10 +294,21 @@ impl MinHashSigner {
         writer.end();
         let shard = self.shard;
         let group = |r: &ShardRecord| r.band * n_ranges + range_of(r.key, n_ranges);
-        let written = |r: &ShardRecord| BandRecord { key: r.key, shard, row: r.row };
+        let written = |r: &ShardRecord| BandRecord {
+            key: r.key,
+            shard,
+            row: r.row,
+        };
         let n_bands = self.options.n_bands as u32;
         let mut tick = || progress("write signatures", 0, 1);
-        write_groups(writer, n_bands * n_ranges, self.bands, group, written, &mut tick)?;
+        write_groups(
+            writer,
+            n_bands * n_ranges,
+            self.bands,
+            group,
+            written,
+            &mut tick,
+        )?;
         let numbers = [
             u64::from(shard),
             1,

@@ -12,7 +12,9 @@ const IS_ROOT: u64 = 1 << 63;
 
 impl UnionFind {
     pub(super) fn new(n: usize) -> Self {
-        Self { above: vec![IS_ROOT | 1; n] }
+        Self {
+            above: vec![IS_ROOT | 1; n],
+        }
     }
 
     /// The least number of a set. Every other step of the way is shortened to the step after
