@@ -168,9 +168,7 @@ def test_capped_buckets_equal_the_reference(
 
 
 @given(DOCUMENTS, st.sampled_from(["first", "random"]))
-def test_exact_duplicates_equal_the_reference(
-    documents: list[tuple[str, str]], keep: str
-) -> None:
+def test_exact_duplicates_equal_the_reference(documents: list[tuple[str, str]], keep: str) -> None:
     fast = find_exact_duplicates(documents, keep=keep)  # type: ignore[arg-type]
     slow = find_exact_duplicates(documents, keep=keep, implementation="reference")  # type: ignore[arg-type]
     assert fast == slow

@@ -131,6 +131,10 @@ impl Table {
     }
 
     fn entry_of(&mut self, code_point: u32, rule: Rule) -> u32 {
+        // Planes of which nothing is assigned, or all to private use.
+        if matches!(code_point, 0x4_0000..0xE_0000 | 0xF_0000..) {
+            return COPY;
+        }
         let Some(character) = char::from_u32(code_point).filter(|&c| SETS.assigned.holds(c)) else {
             return COPY;
         };

@@ -131,9 +131,7 @@ def deduplicate_minhash(
     )
     check_implementation(implementation)
     targets = _targets(files, output_directory)
-    found = find_near_duplicates(
-        _read_texts(targets), options, implementation=implementation
-    )
+    found = find_near_duplicates(_read_texts(targets), options, implementation=implementation)
     kept = set(found.kept)
     _make_folder(output_directory)
     for path, target in targets.items():
