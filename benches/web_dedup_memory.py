@@ -142,9 +142,8 @@ def main() -> int:
                 f"{name:8} peak {used / MEGABYTE:7.1f} MB above an empty stage's, "
                 f"stated {worst['stated'] / MEGABYTE:7.1f} MB, {others}"
             )
-        print(
-            f"{options.megabytes} MB in {time.monotonic() - start:.0f} s; {n_over} above their bound"
-        )
+        seconds = time.monotonic() - start
+        print(f"{options.megabytes} MB in {seconds:.0f} s; {n_over} above their bound")
     return int(n_over > 0)
 
 

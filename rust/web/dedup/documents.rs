@@ -28,6 +28,13 @@ pub(super) struct Row {
     n: u32,
 }
 
+impl Row {
+    /// Whether the sizes of two sets allow it: at most the smaller one is shared.
+    pub(super) fn may_be_similar(&self, other: &Self, threshold: f64) -> bool {
+        f64::from(self.n.min(other.n)) / f64::from(self.n.max(other.n)) >= threshold
+    }
+}
+
 /// Reads sets, of which it holds so many bytes at most, and one set.
 pub(super) struct Documents<'a> {
     files: Vec<&'a Contents>,
@@ -81,11 +88,10 @@ impl<'a> Documents<'a> {
     }
 
     /// The hashes of a document's shingles, ascending.
-    pub(super) fn set(&mut self, member: Member) -> Result<Rc<[u64]>> {
+    pub(super) fn set(&mut self, member: Member, row: &Row) -> Result<Rc<[u64]>> {
         if let Some(held) = self.held.get(&member) {
             return Ok(Rc::clone(held));
         }
-        let row = self.row(member)?;
         let contents = self.files[member.0 as usize];
         let sets = contents.section(SETS, 1)?;
         let n_bytes = 8 * u64::from(row.n) + 8;
@@ -116,12 +122,11 @@ impl<'a> Documents<'a> {
 
     /// Whether two documents are as similar as they must be.
     pub(super) fn are_similar(&mut self, a: Member, b: Member, threshold: f64) -> Result<bool> {
-        let (n_a, n_b) = (self.row(a)?.n, self.row(b)?.n);
-        // At most the smaller set is shared.
-        if f64::from(n_a.min(n_b)) / f64::from(n_a.max(n_b)) < threshold {
+        let (row_a, row_b) = (self.row(a)?, self.row(b)?);
+        if !row_a.may_be_similar(&row_b, threshold) {
             return Ok(false);
         }
-        let (a, b) = (self.set(a)?, self.set(b)?);
+        let (a, b) = (self.set(a, &row_a)?, self.set(b, &row_b)?);
         Ok(jaccard(&a, &b) >= threshold)
     }
 
@@ -142,7 +147,7 @@ impl<'a> Documents<'a> {
 }
 
 /// The share of either set that both have.
-fn jaccard(a: &[u64], b: &[u64]) -> f64 {
+pub(super) fn jaccard(a: &[u64], b: &[u64]) -> f64 {
     let (mut at_a, mut at_b, mut n_shared) = (0, 0, 0);
     while at_a < a.len() && at_b < b.len() {
         let (left, right) = (a[at_a], b[at_b]);

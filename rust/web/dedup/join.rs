@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::container::{Contents, Kind, Section, SectionStream, u32_at};
-use super::documents::{Documents, Member};
+use super::documents::{Documents, Member, Row, jaccard};
 use super::lines::require_different_shards;
 use super::records::{BandRecord, ExactRecord};
 use super::runs::{Record, merge_sections};
@@ -255,8 +255,8 @@ impl<'a> Buckets<'a> {
             match self.threshold {
                 None => self.link_neighbours(edges)?,
                 Some(threshold) => {
-                    self.part_copies(edges)?;
-                    self.compare(threshold, edges)?;
+                    let members = self.part_copies(edges)?;
+                    self.compare(&members, threshold, edges)?;
                 }
             }
         }
@@ -285,52 +285,63 @@ impl<'a> Buckets<'a> {
     /// Links copies of a text in several shards to the first of them, which alone stays.
     ///
     /// Copies share all their bands, so that the same ones stay in every bucket.
-    fn part_copies(&mut self, edges: &mut Edges) -> Result<()> {
+    fn part_copies(&mut self, edges: &mut Edges) -> Result<Vec<Compared>> {
         let mut first_of = rustc_hash::FxHashMap::default();
         let mut firsts = Vec::new();
         for place in std::mem::take(&mut self.members) {
             let member = self.member(place)?;
-            match first_of.entry(self.documents.row(member)?.text) {
+            let row = self.documents.row(member)?;
+            match first_of.entry(row.text) {
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(place);
-                    firsts.push(place);
+                    firsts.push(Compared { place, member, row });
                 }
                 std::collections::hash_map::Entry::Occupied(first) => {
                     edges.copy(*first.get(), place)?;
                 }
             }
         }
-        self.members = firsts;
-        Ok(())
+        Ok(firsts)
     }
 
     /// Compares the pairs of the bucket that are not yet linked over others of it: no fewer
     /// documents are found so, and a bucket of many copies costs little more than its size.
-    fn compare(&mut self, threshold: f64, edges: &mut Edges) -> Result<()> {
-        let n = self.members.len();
+    ///
+    /// Each member in turn is compared with those before it, so that its set is read once.
+    fn compare(&mut self, members: &[Compared], threshold: f64, edges: &mut Edges) -> Result<()> {
+        let n = members.len();
         let is_capped = n > self.cap.max_bucket;
         edges.totals.n_capped_buckets += u64::from(is_capped);
         let n_first = if is_capped {
-            self.cap.n_representatives.min(n)
+            self.cap.n_representatives
         } else {
             n
         };
         let mut linked = UnionFind::new(n);
-        for first in 0..n_first {
-            for second in first + 1..n {
+        for (second, right) in members.iter().enumerate() {
+            for (first, left) in members.iter().enumerate().take(n_first.min(second)) {
                 if linked.find(first) == linked.find(second) {
                     continue;
                 }
                 edges.totals.n_candidate_pairs += 1;
-                let (a, b) = (self.members[first], self.members[second]);
-                let (left, right) = (self.member(a)?, self.member(b)?);
-                if self.documents.are_similar(left, right, threshold)? {
-                    linked.union(first, second);
-                    edges.totals.n_duplicate_pairs += 1;
-                    edges.write(a, b)?;
+                if left.row.may_be_similar(&right.row, threshold) {
+                    let right_set = self.documents.set(right.member, &right.row)?;
+                    let left_set = self.documents.set(left.member, &left.row)?;
+                    if jaccard(&left_set, &right_set) >= threshold {
+                        linked.union(first, second);
+                        edges.totals.n_duplicate_pairs += 1;
+                        edges.write(left.place, right.place)?;
+                    }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// A member of a bucket that is compared.
+struct Compared {
+    place: (u32, u32),
+    member: Member,
+    row: Row,
 }

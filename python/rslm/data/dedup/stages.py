@@ -274,7 +274,7 @@ def join(
     of their shingles, which are read where they are needed: so the files of signatures must
     stay until all parts are joined.
 
-    Memory: sets of shingles up to `memory_limit_bytes` and the two largest, 40 bytes for each
+    Memory: sets of shingles up to `memory_limit_bytes` and the two largest, 100 bytes for each
     member of the largest bucket, and 5 MB.
 
     Args:
