@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from rslm.process import STOP_SIGNALS, StopSignals
 from rslm.run_folder import (
-    STOP_SIGNALS,
     AppendedFile,
     Background,
-    StopSignals,
     append_start,
     open_run_folder,
     read_metrics,

@@ -1,11 +1,13 @@
-"""Files: written so that a crash leaves the old one or the new one; tables read row by row."""
+"""Files written so that a crash leaves the old or the new one; folders locked; tables by row."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +90,31 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Locks a folder itself, so that the system drops the lock when the process dies.
+
+    Raises:
+        BlockingIOError: another process uses it; `what` says in the message what it is.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder, what)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, what: str) -> None:
+    # Whoever lists runs looks at the lock by holding it for a moment.
+    for _ in range(5):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.02)
+    raise BlockingIOError(f"another process uses the {what} {folder}")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The process of a command: standard streams that are closed or full, and Ctrl-C while it loads.
+"""The process of a command: standard streams that are closed or full, Ctrl-C, being told to stop.
 
 A command that begins here always has three streams. Reading a stdin that was closed is an
 error, and so is writing to a stdout that was closed or is full: output would be lost. What
@@ -11,11 +11,15 @@ import os
 import re
 import signal
 import sys
-from types import FrameType
-from typing import Any, NoReturn, TypeGuard
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Literal, NoReturn, Self, TypeGuard
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 STDOUT = "<stdout>"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, a scheduler's notice to leave, and what it can be told to send some time before that."""
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")
 
 
@@ -58,6 +62,57 @@ def raise_at_interrupt() -> None:
     """Makes Ctrl-C a `KeyboardInterrupt` again: there is something to clean up now."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class StopSignals:
+    """Takes `STOP_SIGNALS` as requests, from which the loop makes an orderly stop.
+
+    A second signal acts at once. Outside the main thread signals are left as they are.
+
+    Args:
+        agree: makes of a number the one that all processes go by; the signal of one of them
+            stops all at the same step.
+    """
+
+    def __init__(self, agree: Callable[[int], int] = int) -> None:
+        self._agree = agree
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def requested(self) -> bool:
+        """Whether a signal has come; all processes must ask together."""
+        if number := self._agree(self.received or 0):
+            self.received = signal.Signals(number)
+        return self.received is not None
+
+    @property
+    def reason(self) -> Literal["interrupted", "terminated"]:
+        """The signal in a word; only once one has come."""
+        assert self.received is not None
+        return "interrupted" if self.received == signal.SIGINT else "terminated"
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
 
 
 def flush_output() -> OSError | None:

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, the lock on it, writing beside training, being told to stop.
+"""The folder of a run: its files, who uses it, writing beside training.
 
 `config.toml` (resolved), `env.json` (an entry for each start), `metrics.jsonl` and `samples.md`
 (append-only), `checkpoints/`. Two processes cannot use it at once.
@@ -10,18 +10,15 @@ import itertools
 import json
 import math
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Literal, Self
+from types import TracebackType
+from typing import Any, Self
 
 from rslm.config import read_config, to_record, to_toml
 from rslm.errors import FormatError
-from rslm.files import removed_if_refused, write_atomically
+from rslm.files import locked, removed_if_refused, write_atomically
 
 Row = dict[str, Any]
 
@@ -55,31 +52,6 @@ def open_run_folder(
             if not (out / "config.toml").exists():
                 write_config(out, config)
             yield
-
-
-@contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
-    """Locks a folder itself, so that the system drops the lock when the process dies.
-
-    Raises:
-        BlockingIOError: another process uses it; `what` says in the message what it is.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder, what)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path, what: str) -> None:
-    # Whoever lists runs looks at the lock by holding it for a moment.
-    for _ in range(5):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(0.02)
-    raise BlockingIOError(f"another process uses the {what} {folder}")
 
 
 def is_in_use(out: Path) -> bool:
@@ -332,58 +304,3 @@ class Background:
                 self.wait()
         finally:
             self._pool.shutdown()
-
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C, a scheduler's notice to leave, and what it can be told to send some time before that."""
-
-
-class StopSignals:
-    """Takes `STOP_SIGNALS` as requests, from which the loop makes an orderly stop.
-
-    A second signal acts at once. Outside the main thread signals are left as they are.
-
-    Args:
-        agree: makes of a number the one that all processes go by; the signal of one of them
-            stops all at the same step.
-    """
-
-    def __init__(self, agree: Callable[[int], int] = int) -> None:
-        self._agree = agree
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
-
-    def requested(self) -> bool:
-        """Whether a signal has come; all processes must ask together."""
-        if number := self._agree(self.received or 0):
-            self.received = signal.Signals(number)
-        return self.received is not None
-
-    @property
-    def reason(self) -> Literal["interrupted", "terminated"]:
-        """The signal in a word; only once one has come."""
-        assert self.received is not None
-        return "interrupted" if self.received == signal.SIGINT else "terminated"
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()

@@ -44,6 +44,7 @@ from rslm.model import Transformer
 from rslm.nonfinite import SkippedSteps
 from rslm.optim import optimizer_step
 from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
+from rslm.process import StopSignals
 from rslm.reference_curve import BandWatch, find_curve
 from rslm.run_checkpoints import (
     NO_BEST,
@@ -61,7 +62,6 @@ from rslm.run_folder import (
     Background,
     NoFile,
     Row,
-    StopSignals,
     append_start,
     open_run_folder,
     read_metrics,

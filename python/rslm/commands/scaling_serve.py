@@ -45,8 +45,7 @@ def serve(options: ServeOptions) -> None:
     """Prints the address and answers until it is stopped."""
     from rslm.experiment.budget_service import serve as answer
     from rslm.experiment.ledger import LEDGER_FILE, Ledger
-    from rslm.files import removed_if_refused
-    from rslm.run_folder import locked
+    from rslm.files import locked, removed_if_refused
 
     require_places(options.run)
     config, _ = with_vocabulary(options.run)

@@ -30,8 +30,8 @@ from rslm.experiment.study import (
     read_study,
     run_name,
 )
-from rslm.files import write_atomically
-from rslm.run_folder import StopSignals, locked
+from rslm.files import locked, write_atomically
+from rslm.process import StopSignals
 from rslm.runs import read_run
 from rslm.train_config import TrainConfig
 
