@@ -239,3 +239,43 @@ def test_every_shipped_preset_fits_the_training_config() -> None:
 
     for name in preset_names():
         configs.check_record(TrainConfig, read_preset(name), name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """An item of an array of tables."""
+
+    path: Path
+    weight: float = 1.0
+    steps: tuple[Inner, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A config with an array of tables."""
+
+    name: str = ""
+    parts: tuple[Part, ...] = ()
+    optimizer: Inner = field(default_factory=Inner)
+
+
+def test_array_of_tables_survives_toml(tmp_path: Path) -> None:
+    steps = (Inner(warmup_steps=1), Inner(learning_rate=0.5))
+    config = Listing(name="x", parts=(Part(path=Path("a"), steps=steps), Part(path=Path("b"))))
+    (tmp_path / "c.toml").write_text(to_toml(config))
+    assert read_config(Listing, tmp_path / "c.toml") == config
+    assert from_record(Listing, to_record(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"parts": {"path": "a"}}, "parts must be an array of tables"),
+        ({"parts": [1]}, "parts must be an array of tables"),
+        ({"parts": [{"path": "a", "wieght": 1}]}, "unknown key parts.wieght; .*parts.weight"),
+        ({"parts": [{"weight": 1}]}, "path must be given"),
+    ],
+)
+def test_array_of_tables_is_checked(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_record(Listing, record)

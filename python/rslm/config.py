@@ -1,7 +1,8 @@
 """Configs: one frozen dataclass is flags, TOML and JSON record at once.
 
 A field is an option. Its name is the TOML key and, with dashes, the flag; its docstring is
-the help; a nested dataclass is a TOML table and a dotted flag. Later sources win: default,
+the help; a nested dataclass is a TOML table and a dotted flag, a tuple of dataclasses an array of
+tables, which has no flag. Later sources win: default,
 then preset, then file, then flag. A key that no field has is an error that names the closest
 one. TOML has no null, so a field that may be None has None as its default and is left out.
 Paths are relative to the working folder, wherever the TOML file lies.
@@ -54,6 +55,9 @@ def from_record(config_type: type[Config], record: Mapping[str, Any], source: st
     for name, hint in _nested(config_type).items():
         if name in checked:
             checked[name] = from_record(hint, checked[name], source)
+    for name, hint in _listed(config_type).items():
+        if name in checked:
+            checked[name] = tuple(from_record(hint, item, source) for item in checked[name])
     return config_type(**checked)
 
 
@@ -75,7 +79,7 @@ def _check(
     config_type: type, record: Mapping[str, Any], source: str, *, root: type, prefix: str
 ) -> Record:
     hints = typing.get_type_hints(config_type)
-    nested = _nested(config_type)
+    nested, listed = _nested(config_type), _listed(config_type)
     checked: Record = {}
     for key, value in record.items():
         name = f"{prefix}{key}"
@@ -86,7 +90,15 @@ def _check(
                 table, _, last = name.rpartition(".")
                 hint = f"it is {last} of the table {table}, not a name with a dot"
             raise ValueError(f"unknown key {name}{_within(source)}; {hint}")
-        if key not in nested:
+        if key in listed:
+            if not isinstance(value, list | tuple) or not all(
+                isinstance(v, Mapping) for v in value
+            ):
+                raise ValueError(_mismatch(name, "an array of tables", value, source))
+            checked[key] = [
+                _check(listed[key], item, source, root=root, prefix=f"{name}.") for item in value
+            ]
+        elif key not in nested:
             checked[key] = _convert(value, hints[key], name, source)
         elif isinstance(value, Mapping):
             checked[key] = _check(nested[key], value, source, root=root, prefix=f"{name}.")
@@ -152,9 +164,16 @@ def _nested(config_type: type) -> dict[str, type]:
     return {name: cast(type, hint) for name, hint in hints if dataclasses.is_dataclass(hint)}
 
 
+def _listed(config_type: type) -> dict[str, type]:
+    """The fields that are tuples of dataclasses, with the types of their items."""
+    hints = typing.get_type_hints(config_type).items()
+    tuples = {name: typing.get_args(h) for name, h in hints if typing.get_origin(h) is tuple}
+    return {name: args[0] for name, args in tuples.items() if dataclasses.is_dataclass(args[0])}
+
+
 def known_keys(config_type: type, prefix: str = "") -> list[str]:
     """Every option of a config, dotted."""
-    nested = _nested(config_type)
+    nested = _nested(config_type) | _listed(config_type)
     keys: list[str] = []
     for field in dataclasses.fields(_dataclass(config_type)):
         name = f"{prefix}{field.name}"
@@ -184,29 +203,31 @@ def merge_records(below: Mapping[str, Any], above: Mapping[str, Any]) -> Record:
 
 
 def to_toml(config: object) -> str:
-    """A config as TOML: plain values first, then a table for each nested dataclass.
+    """A config as TOML: plain values first, then the tables.
 
     Reading it back with `read_config` gives an equal config.
 
     Raises:
         ValueError: a value has no UTF-8, as the name of a file may.
     """
-    return "\n".join(_toml_lines(config, ""))
+    return "\n".join(_toml_lines(config, "", ""))
 
 
-def _toml_lines(config: Any, table: str) -> list[str]:
-    nested = _nested(type(config))
-    lines = [f"[{table}]"] if table else []
+def _toml_lines(config: Any, table: str, header: str) -> list[str]:
+    nested, listed = _nested(type(config)), _listed(type(config))
+    lines = [header] if header else []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is None:
             assert field.default is None, f"{field.name}: None must be the default to be left out"
-        elif field.name not in nested:
+        elif field.name not in nested and field.name not in listed:
             require_utf8(f"{table}.{field.name}" if table else field.name, value)
             lines.append(f"{field.name} = {_toml_value(_plain(value))}")
     lines.append("")
-    for name in nested:
-        lines += _toml_lines(getattr(config, name), f"{table}.{name}" if table else name)
+    for name in [*nested, *listed]:
+        inner, value = f"{table}.{name}" if table else name, getattr(config, name)
+        for item in [value] if name in nested else value:
+            lines += _toml_lines(item, inner, f"[{inner}]" if name in nested else f"[[{inner}]]")
     return lines
 
 
