@@ -41,6 +41,7 @@ def read_documents(
     *,
     format: Format | None = None,
     text_field: str = "text",
+    name: str = "",
     limits: Limits | None = None,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
@@ -50,6 +51,8 @@ def read_documents(
     `.wet`, `.jsonl` and `.ndjson`, `.parquet`, `.html`, `.htm` and `.xhtml`, all others text. In
     a folder others than these and `.txt` are passed over, as `other_file`, unless `format` says
     what all of them are; links to folders are not followed.
+
+    Sources are the files' names; that of a single file is `name` where it is given.
 
     A page is given as decoded HTML, with `media_type` "text/html" in its metadata; of a crawl
     those with status 200. Text is parted by `<|endoftext|>`, without the empty lines around it.
@@ -70,12 +73,12 @@ def read_documents(
     path, limits = Path(path), limits or Limits()
     skipped = Counter() if skipped is None else skipped
     if not path.is_dir():
-        kind = format or _format_of(path.name) or "text"
-        yield from _read_file(path, path.name, kind, text_field, limits, skipped)
+        kind = format or format_of(path.name) or "text"
+        yield from _read_file(path, name or path.name, kind, text_field, limits, skipped)
         return
-    for name in _files_of(path):
-        if known := format or _format_of(name):
-            yield from _read_file(path / name, name, known, text_field, limits, skipped)
+    for below in _files_of(path):
+        if known := format or format_of(below):
+            yield from _read_file(path / below, below, known, text_field, limits, skipped)
         else:
             skipped["other_file"] += 1
 
@@ -123,7 +126,8 @@ def _files_of(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _format_of(name: str) -> Format | None:
+def format_of(name: str) -> Format | None:
+    """What a file's name says that it holds; None where that is left open."""
     name = name.lower().removesuffix(".gz").removesuffix(".zst")
     return _FORMATS.get(os.path.splitext(name)[1])
 

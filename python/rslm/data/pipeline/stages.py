@@ -1,0 +1,309 @@
+"""What a task of each stage does, from the first stage to the last.
+
+`run_task` is a plain function of a plan and a task: whoever calls it, wherever, gets the same
+files. Stages that write documents are passes through steps; between them deduplication works on
+places, (shard, row), where a row is a document's number among those that are left before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rslm.data.dedup.near_duplicates import MinHashOptions
+from rslm.data.document import Document
+from rslm.data.documents import read_documents
+from rslm.data.pipeline.documents_pass import (
+    PassFiles,
+    Ranges,
+    pass_documents,
+    read_skip,
+)
+from rslm.data.pipeline.marks import Mark, Task, read_mark, write_mark
+from rslm.data.pipeline.plan import Plan, StageName
+from rslm.data.pipeline.pulse import Pulse
+from rslm.data.pipeline.shards import hash_file, read_shard, written_beside
+from rslm.data.pipeline.steps import Step, drop_rows, filter_steps, lines_step, pii_step
+from rslm.data.pipeline.tally import Amount, Samples, StepTally
+
+DOCUMENTS = "jsonl.zst"
+INDEX = "index.jsonl.zst"
+SAMPLES = "samples.jsonl.zst"
+SKIP = "skip.json"
+_DATA = "bin"
+# What drops documents without writing any, and the reason that the next pass gives.
+_MASKS: dict[StageName, str] = {
+    "exact.cluster": "exact_duplicate",
+    "minhash.cluster": "near_duplicate",
+}
+
+
+def run_task(
+    plan: Plan, task: Task, attempt: str, *, pulse: Pulse | None = None, careful: Ranges = ()
+) -> Mark:
+    """Does one task and writes its files, the mark last.
+
+    Args:
+        plan: the plan of the task's pipeline.
+        task: which.
+        attempt: a name that no other attempt at it has.
+        pulse: is told what is under way.
+        careful: documents to take one at a time, by their numbers.
+
+    Raises:
+        OSError: an input cannot be read, or the disk is full.
+        ValueError: an input, a model or a file of an earlier stage is not what it must be.
+    """
+    started = time.monotonic()
+    pulse = pulse or Pulse()
+    pulse.rest()
+    (plan.folder / task.stage).mkdir(parents=True, exist_ok=True)
+    match task.stage:
+        case "filter":
+            mark = _filter(plan, task, attempt, pulse, careful)
+        case "lines.rewrite":
+            mark = _rewrite_lines(plan, task, attempt, pulse, careful)
+        case "finalize":
+            mark = _finalize(plan, task, attempt, pulse, careful)
+        case "tokenize":
+            mark = _tokenize(plan, task)
+        case "exact.sign" | "lines.count" | "minhash.sign":
+            mark = _read_places(plan, task, attempt)
+        case _:
+            mark = _merge_places(plan, task, attempt)
+    mark = dataclasses.replace(mark, seconds=time.monotonic() - started)
+    write_mark(plan, mark, attempt)
+    return mark
+
+
+def _filter(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges) -> Mark:
+    """Reads, extracts and judges the documents of a shard: HTML never touches the disk."""
+    skipped: Counter[str] = Counter()
+    steps = filter_steps(plan.config)
+    started = time.process_time()
+    mark = _pass(plan, task, attempt, pulse, careful, _inputs(plan, task.index, skipped), steps)
+    read = StepTally(taken=Amount(bytes=plan.shards[task.index].n_bytes))
+    read.given = dataclasses.replace(mark.steps["skip"].taken)
+    read.drops = {reason: Amount(documents=n) for reason, n in sorted(skipped.items())}
+    read.taken.documents = read.given.documents + sum(skipped.values())
+    # With what writing the shard took, and all that no step did.
+    of_steps = sum(tally.cpu_seconds for tally in mark.steps.values())
+    read.cpu_seconds = max(time.process_time() - started - of_steps, 0.0)
+    return dataclasses.replace(mark, steps={"read": read} | mark.steps)
+
+
+def _inputs(plan: Plan, index: int, skipped: Counter[str]) -> Iterator[Document]:
+    """The documents of a shard's files."""
+    shard = plan.shards[index]
+    for path, name, _ in shard.files:
+        for document in read_documents(
+            path,
+            format=shard.format,
+            text_field=shard.text_field,
+            name=name,
+            limits=plan.config.limits,
+            skipped=skipped,
+        ):
+            yield dataclasses.replace(document, source=shard.source) if shard.source else document
+
+
+def _rewrite_lines(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges) -> Mark:
+    steps = _mask_steps(plan, "lines.rewrite", task.index)
+    merged = _files_of(plan, "lines.merge", _DATA)
+    steps["lines"] = lines_step(merged, task.index, plan.config.lines)
+    documents = read_shard(_written_before(plan, "lines.rewrite", task.index))
+    return _pass(plan, task, attempt, pulse, careful, documents, steps)
+
+
+def _finalize(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges) -> Mark:
+    """Writes the documents that all stages leave, personal data masked."""
+    steps = _mask_steps(plan, "finalize", task.index)
+    if plan.config.pii.preset is not None:
+        steps["pii"] = pii_step(plan.config.pii.preset)
+    documents = read_shard(_written_before(plan, "finalize", task.index))
+    return _pass(plan, task, attempt, pulse, careful, documents, steps)
+
+
+def _pass(
+    plan: Plan,
+    task: Task,
+    attempt: str,
+    pulse: Pulse,
+    careful: Ranges,
+    documents: Iterator[Document],
+    steps: Mapping[str, Step],
+) -> Mark:
+    hash = plan.task_hash(task.stage, task.index)
+    files = PassFiles(
+        documents=plan.path(task.stage, task.index, DOCUMENTS),
+        index=plan.path(task.stage, task.index, INDEX),
+        samples=plan.path(task.stage, task.index, SAMPLES),
+        attempt=attempt,
+    )
+    tallies, hashes, n_rows = pass_documents(
+        documents,
+        steps,
+        files,
+        samples=Samples(plan.config.n_samples, plan.config.seed),
+        skip=read_skip(plan.path(task.stage, task.index, SKIP), hash),
+        careful=careful,
+        pulse=pulse,
+    )
+    return _mark(plan, task, hashes, n_rows=n_rows, steps=tallies)
+
+
+def _mark(plan: Plan, task: Task, files: dict[str, str], **found: Any) -> Mark:
+    return Mark(
+        stage=task.stage,
+        index=task.index,
+        hash=plan.task_hash(task.stage, task.index),
+        upstream=task.upstream,
+        files=files,
+        **found,
+    )
+
+
+def _writer_before(plan: Plan, stage: StageName) -> StageName:
+    """The last stage before this one that wrote documents."""
+    names = [each.name for each in plan.stages]
+    before = names[: names.index(stage)]
+    return "lines.rewrite" if "lines.rewrite" in before else "filter"
+
+
+def _written_before(plan: Plan, stage: StageName, index: int) -> Path:
+    return plan.path(_writer_before(plan, stage), index, DOCUMENTS)
+
+
+def _masks_before(plan: Plan, stage: StageName) -> list[StageName]:
+    """The stages between that drop documents without writing any, in their order."""
+    names = [each.name for each in plan.stages]
+    between = names[names.index(_writer_before(plan, stage)) : names.index(stage)]
+    return [name for name in between if name in _MASKS]
+
+
+def _mask_steps(plan: Plan, stage: StageName, index: int) -> dict[str, Step]:
+    return {
+        mask.partition(".")[0]: drop_rows(_dropped(plan, mask, index), _MASKS[mask])
+        for mask in _masks_before(plan, stage)
+    }
+
+
+def _dropped(plan: Plan, mask: StageName, index: int) -> Callable[[int], bool]:
+    from rslm.data.dedup.stages import dropped_rows
+
+    rows = set(map(int, dropped_rows(plan.path(mask, 0, _DATA), index)))
+    return rows.__contains__
+
+
+def _texts_before(plan: Plan, stage: StageName, index: int) -> Iterator[str]:
+    """The texts that are left before a stage; their order numbers them."""
+    documents = read_shard(_written_before(plan, stage, index))
+    for mask in _masks_before(plan, stage):
+        documents = _without(documents, _dropped(plan, mask, index))
+    return (document.text for document in documents)
+
+
+def _without(documents: Iterator[Document], dropped: Callable[[int], bool]) -> Iterator[Document]:
+    return (document for row, document in enumerate(documents) if not dropped(row))
+
+
+def _files_of(plan: Plan, stage: StageName, ending: str) -> list[Path]:
+    return [plan.path(stage, index, ending) for index in range(plan.stage(stage).n_tasks)]
+
+
+def _read_places(plan: Plan, task: Task, attempt: str) -> Mark:
+    """Signs the texts of a shard, or counts their lines, for the stage that compares shards."""
+    from rslm.data.dedup import stages as dedup
+
+    started, n_ranges, shard = time.process_time(), plan.n_ranges, task.index
+    target = plan.path(task.stage, task.index, _DATA)
+    amount, name = Amount(), task.stage
+
+    def counted(texts: Iterator[str]) -> Iterator[str]:
+        for text in texts:
+            amount.add(Amount(documents=1, bytes=len(text.encode()), characters=len(text)))
+            yield text
+
+    tally = StepTally(taken=amount, given=amount)
+    with written_beside(target, attempt) as beside:
+        if name == "lines.count":
+            texts = counted(_texts_before(plan, "lines.count", shard))
+            n_lines = dedup.count_lines(texts, shard, beside, n_ranges=n_ranges)
+            tally.counts["lines"] = n_lines
+        elif name == "exact.sign":
+            texts = counted(_texts_before(plan, "exact.sign", shard))
+            dedup.sign_exact(texts, shard, beside, n_ranges=n_ranges)
+        else:
+            texts = counted(_texts_before(plan, "minhash.sign", shard))
+            options = plan.config.minhash.options()
+            dedup.sign_minhash(texts, shard, beside, options=options, n_ranges=n_ranges)
+    tally.cpu_seconds = time.process_time() - started
+    files = {target.name: hash_file(target)}
+    return _mark(plan, task, files, n_rows=amount.documents, steps={name: tally})
+
+
+def _merge_places(plan: Plan, task: Task, attempt: str) -> Mark:
+    """Brings together what was read of all shards: a range of lines, a part of pairs, clusters."""
+    from rslm.data.dedup import stages as dedup
+
+    started, kind = time.process_time(), task.stage.partition(".")[0]
+    target = plan.path(task.stage, task.index, _DATA)
+    with written_beside(target, attempt) as beside:
+        match task.stage:
+            case "lines.merge":
+                counts = _files_of(plan, "lines.count", _DATA)
+                found = dedup.merge_lines(counts, task.index, beside, n_ranges=plan.n_ranges)
+            case "exact.join" | "minhash.join":
+                signatures = _files_of(plan, _sign_stage(kind), _DATA)
+                found = dedup.join(signatures, task.index, beside)
+            case _:
+                found = _cluster(plan, kind, beside)
+    counts, histogram, notes = _read_result(found)
+    tally = StepTally(counts=Counter(counts), histogram=Counter(histogram))
+    tally.cpu_seconds = time.process_time() - started
+    files = {target.name: hash_file(target)}
+    return _mark(plan, task, files, steps={task.stage: tally}, notes=notes)
+
+
+def _sign_stage(kind: str) -> StageName:
+    return "exact.sign" if kind == "exact" else "minhash.sign"
+
+
+def _cluster(plan: Plan, kind: str, target: Path) -> Any:
+    from rslm.data.dedup import stages as dedup
+
+    edges = _files_of(plan, "exact.join" if kind == "exact" else "minhash.join", _DATA)
+    keep, seed = plan.config.exact.keep, plan.config.seed
+    if kind == "minhash":
+        options: MinHashOptions = plan.config.minhash.options()
+        keep, seed = options.keep, options.seed
+    n_rows = []
+    for index in range(len(plan.shards)):
+        mark = read_mark(plan, _sign_stage(kind), index)
+        assert mark is not None, "a stage begins when those before are finished"
+        n_rows.append(mark.n_rows)
+    return dedup.cluster(edges, n_rows, target, keep=keep, seed=seed)
+
+
+def _read_result(found: Any) -> tuple[dict[str, int], dict[str, int], dict[str, Any]]:
+    """The numbers of what deduplication found, its histogram, and its examples."""
+    counts: dict[str, int] = {}
+    histogram: dict[str, int] = {}
+    notes: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(found).items():
+        if isinstance(value, int):
+            counts[name.removeprefix("n_")] = value
+        elif isinstance(value, dict):
+            histogram = {str(key): n for key, n in value.items()}
+        elif isinstance(value, list | tuple):
+            notes[name] = value
+    return counts, histogram, notes
+
+
+def _tokenize(plan: Plan, task: Task) -> Mark:
+    """Writes the token file of the documents that are left."""
+    raise NotImplementedError
