@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rslm.data.pipeline.plan import Plan, digest
+from rslm.data.pipeline.plan import Plan, Stage, digest
 from rslm.data.pipeline.shards import hash_file, written_beside
 from rslm.data.pipeline.tally import StepTally
 
@@ -110,3 +110,27 @@ def _holds(path: Path, known: str) -> bool:
 def chain(upstream: str, marks: Iterable[Mark]) -> str:
     """The hash of the files of all stages up to one, given that of the stages before it."""
     return digest([upstream, [sorted(mark.files.items()) for mark in marks]])
+
+
+def tasks_of(stage: Stage, upstream: str) -> list[Task]:
+    """The tasks of a stage."""
+    return [
+        Task(stage=stage.name, index=index, upstream=upstream) for index in range(stage.n_tasks)
+    ]
+
+
+def finished_marks(plan: Plan) -> dict[str, dict[int, Mark]]:
+    """The marks that hold, of every stage by the number of the task.
+
+    Behind a stage that is not finished none does: what its tasks will write is not known.
+    """
+    marks: dict[str, dict[int, Mark]] = {stage.name: {} for stage in plan.stages}
+    upstream = ""
+    for stage in plan.stages:
+        found = {task.index: finished_mark(plan, task) for task in tasks_of(stage, upstream)}
+        held = {index: mark for index, mark in found.items() if mark is not None}
+        marks[stage.name] = held
+        if len(held) < stage.n_tasks:
+            break
+        upstream = chain(upstream, held.values())
+    return marks

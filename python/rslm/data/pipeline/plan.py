@@ -214,6 +214,9 @@ def _shard(
 
 def _stages(plan: Plan) -> list[Stage]:
     """The stages that the config asks for, in their order."""
+    # Imported here: it loads the extension, and a config can be read without.
+    from rslm.data.dedup import stages as dedup
+
     config, n_shards, n_ranges = plan.config, len(plan.shards), plan.n_ranges
     general: Record = {"seed": config.seed, "version": _VERSION}
     general["rslm"] = importlib.metadata.version("rslm")
@@ -231,7 +234,7 @@ def _stages(plan: Plan) -> list[Stage]:
     if config.exact.keep is not None:
         options = to_record(config.exact) | {"n_ranges": n_ranges}
         add("exact.sign", n_shards, options)
-        add("exact.join", n_ranges, options)
+        add("exact.join", dedup.n_parts(None, n_ranges), options)
         add("exact.cluster", 1, options)
     if config.lines.keep is not None:
         options = to_record(config.lines) | {"n_ranges": n_ranges}
@@ -239,8 +242,6 @@ def _stages(plan: Plan) -> list[Stage]:
         add("lines.merge", n_ranges, options)
         add("lines.rewrite", n_shards, options | shown)
     if config.minhash.preset is not None:
-        from rslm.data.dedup import stages as dedup
-
         minhash = config.minhash.options()
         options = to_record(minhash) | {"n_ranges": n_ranges}
         add("minhash.sign", n_shards, options)

@@ -7,6 +7,7 @@ its port: use it in networks that you trust.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,14 +50,18 @@ class RayBackend:
             import ray
         except ModuleNotFoundError as error:
             raise ValueError("backend ray needs Ray: pip install 'rslm[ray]'") from error
-        self._ray, self._plan, self._is_stopped = ray, plan, is_stopped
+        self._ray: Any = ray
+        self._plan, self._is_stopped = plan, is_stopped
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
-            here = {"num_cpus": n_workers, "object_store_memory": _OBJECT_STORE_BYTES}
+            here: dict[str, Any] = {
+                "num_cpus": n_workers,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+            }
             ray.init(
                 address=address or "local",
                 include_dashboard=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 log_to_driver=False,
                 **({} if address else here),
             )

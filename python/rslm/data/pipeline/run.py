@@ -13,7 +13,7 @@ from typing import Literal
 
 from rslm.config import to_toml
 from rslm.data.pipeline.local_backend import LocalBackend
-from rslm.data.pipeline.marks import Mark, Task, chain, finished_mark, mark_path
+from rslm.data.pipeline.marks import Mark, Task, chain, finished_mark, mark_path, tasks_of
 from rslm.data.pipeline.plan import Plan, Stage, write_plan
 from rslm.data.pipeline.supervisor import StoppedError, remove_beside
 from rslm.files import locked, write_atomically
@@ -140,13 +140,6 @@ def _run_stages(
         # What attempts that were killed have left; nobody else is at work here.
         remove_beside(plan, stage.name)
         upstream = chain(upstream, marks)
-
-
-def tasks_of(stage: Stage, upstream: str) -> list[Task]:
-    """The tasks of a stage."""
-    return [
-        Task(stage=stage.name, index=index, upstream=upstream) for index in range(stage.n_tasks)
-    ]
 
 
 def upstream_of(plan: Plan, stage: Stage) -> str:

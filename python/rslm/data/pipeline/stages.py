@@ -252,21 +252,22 @@ def _merge_places(plan: Plan, task: Task, attempt: str) -> Mark:
 
     started, kind = time.process_time(), task.stage.partition(".")[0]
     target = plan.path(task.stage, task.index, _DATA)
+    found: Any
     with written_beside(target, attempt) as beside:
         match task.stage:
             case "lines.merge":
-                counts = _files_of(plan, "lines.count", _DATA)
-                found = dedup.merge_lines(counts, task.index, beside, n_ranges=plan.n_ranges)
+                files = _files_of(plan, "lines.count", _DATA)
+                found = dedup.merge_lines(files, task.index, beside, n_ranges=plan.n_ranges)
             case "exact.join" | "minhash.join":
-                signatures = _files_of(plan, _sign_stage(kind), _DATA)
-                found = dedup.join(signatures, task.index, beside)
+                files = _files_of(plan, _sign_stage(kind), _DATA)
+                found = dedup.join(files, task.index, beside)
             case _:
                 found = _cluster(plan, kind, beside)
     counts, histogram, notes = _read_result(found)
     tally = StepTally(counts=Counter(counts), histogram=Counter(histogram))
     tally.cpu_seconds = time.process_time() - started
-    files = {target.name: hash_file(target)}
-    return _mark(plan, task, files, steps={task.stage: tally}, notes=notes)
+    hashes = {target.name: hash_file(target)}
+    return _mark(plan, task, hashes, steps={task.stage: tally}, notes=notes)
 
 
 def _sign_stage(kind: str) -> StageName:

@@ -84,10 +84,13 @@ def url_step(lists: Path) -> Step:
 
 def extract_step(config: ExtractConfig) -> Step:
     """Makes text of pages; what is text already passes."""
-    from rslm.data.extract import extract_batch
 
     def extract(documents: Sequence[Document]) -> list[Decision]:
         pages = [i for i, document in enumerate(documents) if _is_page(document)]
+        if not pages:
+            return [Decision(document=document) for document in documents]
+        from rslm.data.extract import extract_batch
+
         html = [documents[i].text for i in pages]
         extracted = dict(
             zip(pages, extract_batch(html, extractor=config.extractor, n_threads=1), strict=True)

@@ -97,7 +97,8 @@ class Worker:
                 raise StoppedError
             with contextlib.suppress(EOFError, ConnectionResetError):
                 if self._orders.poll(_POLL_SECONDS):
-                    return self._orders.recv()
+                    answer: Mark | Failure = self._orders.recv()
+                    return answer
             if (code := self._process.poll()) is not None:
                 return self._autopsy(code, cause)
             beat = read_beat(self._pulse)
@@ -208,7 +209,7 @@ def _add_skip(plan: Plan, task: Task, number: int, reason: str) -> None:
 
 def remove_beside(plan: Plan, stage: str, attempt: str = "*") -> None:
     """Removes what an attempt that did not end has left; by default what all have."""
-    for path in (plan.folder / stage).glob(f"*.tmp.{attempt}"):
+    for path in (plan.folder / stage).glob(f"*.tmp.{attempt}*"):
         path.unlink(missing_ok=True)
 
 
