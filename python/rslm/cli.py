@@ -70,6 +70,8 @@ COMMANDS = {
     "data split": Command("commands.data", "hold out documents by a hash of their bytes"),
     "data classifier train": Command("commands.data_classifier", "learn to tell pages apart"),
     "data export": Command("commands.data_tokens", "token ids as other programs read them"),
+    "data run": Command("commands.data_run", "from web files to token files, as a config says"),
+    "data plan": Command("commands.data_run", "what such a run would do, and has done"),
     "train": Command("commands.train", "train a Transformer", reads_config=True),
     "plan": Command("commands.plan", "what a run will take, before it starts", reads_config=True),
     "doctor": Command("commands.doctor", "whether a run would work here", reads_config=True),

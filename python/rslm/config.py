@@ -168,7 +168,9 @@ def _listed(config_type: type) -> dict[str, type]:
     """The fields that are tuples of dataclasses, with the types of their items."""
     hints = typing.get_type_hints(config_type).items()
     items = {name: typing.get_args(h)[0] for name, h in hints if typing.get_origin(h) is tuple}
-    return {name: cast(type, item) for name, item in items.items() if dataclasses.is_dataclass(item)}
+    return {
+        name: cast(type, item) for name, item in items.items() if dataclasses.is_dataclass(item)
+    }
 
 
 def known_keys(config_type: type, prefix: str = "") -> list[str]:

@@ -1,0 +1,192 @@
+"""`rslm data run | plan`."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from rslm.terminal import Switch, note, print_json, print_table, with_prefix
+
+if TYPE_CHECKING:
+    from rslm.data.pipeline import Part, Plan, Progress
+    from rslm.data.pipeline.marks import Mark
+    from rslm.data.pipeline.plan import Stage
+
+Config = Annotated[Path, tyro.conf.Positional]
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+# What a core does of the inputs' bytes in a second, where no task has shown it yet.
+_ASSUMED = {"filter": 5e6}
+_ASSUMED_OTHER = 50e6
+_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Make of files what a config says: text extracted, judged, deduplicated, tokenized.
+
+    The same command goes on with what was stopped; what a changed config leaves valid stays.
+    """
+
+    config: Config
+    """TOML file."""
+    workers: int | None = None
+    """Processes; one for each core unless given."""
+    backend: Literal["local", "ray"] = "local"
+    """Where tasks run: on this machine, or on a Ray cluster."""
+    address: str | None = None
+    """Of a Ray cluster ("auto" finds the one that this machine is in); without it one is started
+    here."""
+    stage: str | None = None
+    """Only this stage; those before it must be finished."""
+    task_index: int | None = None
+    """Only tasks of this number modulo --n-tasks; SLURM_ARRAY_TASK_ID with --stage unless given."""
+    n_tasks: int | None = None
+    """Into how many parts the stage's tasks are dealt; SLURM_ARRAY_TASK_COUNT with --stage."""
+    strict: Switch = False
+    """Hash the files of what is finished, and make anew what has changed."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.address is not None and self.backend != "ray":
+            raise ValueError("address is of a Ray cluster; add --backend ray")
+        for name in ("task_index", "n_tasks"):
+            if getattr(self, name) is not None and self.stage is None:
+                raise ValueError(f"{name} needs the stage whose tasks are meant; add --stage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Look at what a run would do, without doing it: stages, tasks, what is finished already."""
+
+    config: Config
+    """TOML file."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def run(options: RunOptions) -> None:
+    """Does what is left, and says where the result lies."""
+    from rslm.data.pipeline.run import default_workers, run_pipeline
+
+    plan = read_checked_plan(options.config)
+    part = part_of(options)
+    with progress_lines() as on_progress:
+        run_pipeline(
+            plan,
+            n_workers=options.workers or (1 if part else default_workers()),
+            backend=options.backend,
+            address=options.address,
+            part=part,
+            strict=options.strict,
+            on_progress=on_progress,
+        )
+    print(plan.folder / (part.stage if part else plan.stages[-1].name))
+
+
+def part_of(options: RunOptions) -> "Part | None":
+    """The part of a stage that flags, or the variables of a Slurm array, ask for."""
+    from rslm.data.pipeline import Part
+
+    if options.stage is None:
+        return None
+    index, count, first = (os.environ.get(name) for name in _ARRAY)
+    task_index, n_tasks = options.task_index, options.n_tasks
+    if task_index is None and n_tasks is None and index is not None:
+        task_index, n_tasks = int(index) - int(first or 0), int(count or 1)
+    return Part(stage=options.stage, task_index=task_index or 0, n_tasks=n_tasks or 1)
+
+
+def read_checked_plan(config: Path) -> "Plan":
+    """The plan of a config file, once everything that it names is there."""
+    from rslm.data.pipeline import make_plan, read_pipeline_config
+    from rslm.data.pipeline.checks import check_config
+
+    read = read_pipeline_config(config)
+    check_config(read)
+    return make_plan(read)
+
+
+@contextmanager
+def progress_lines() -> Iterator[Callable[["Progress"], None]]:
+    """Shows how far a run is: a bar on a terminal, else a line a stage and now and then."""
+    import sys
+
+    from rslm.progress import progress_callback
+
+    if sys.stderr.isatty():
+        with progress_callback(True) as show:
+            assert show is not None
+            yield lambda p: show(p.n_bytes_done, p.n_bytes, p.stage)
+        return
+    last = time.monotonic()
+
+    def tell(progress: "Progress") -> None:
+        nonlocal last
+        is_last = progress.n_done == progress.n_tasks
+        if is_last or time.monotonic() - last > _EVERY_SECONDS:
+            found = f", {progress.n_found} of them before" if progress.n_found else ""
+            note(f"{progress.stage}: {progress.n_done} of {progress.n_tasks} tasks{found}")
+            last = time.monotonic()
+
+    yield tell
+
+
+def plan(options: PlanOptions) -> None:
+    """Prints a row for each stage, and what is left to do."""
+    from rslm.data.pipeline.marks import finished_marks
+
+    planned = read_checked_plan(options.config)
+    marks = finished_marks(planned)
+    n_bytes = sum(shard.n_bytes for shard in planned.shards)
+    seconds = {
+        stage.name: seconds_left(
+            planned, stage, {i: m.seconds for i, m in marks[stage.name].items()}
+        )
+        for stage in planned.stages
+    }
+    if options.json:
+        stages = [
+            {
+                "stage": stage.name,
+                "tasks": stage.n_tasks,
+                "done": len(marks[stage.name]),
+                "core_seconds_left": seconds[stage.name],
+            }
+            for stage in planned.stages
+        ]
+        print_json({"files": len(planned.shards), "bytes": n_bytes, "stages": stages})
+        return
+    rows = [
+        [stage.name, stage.n_tasks, len(marks[stage.name]), duration(seconds[stage.name])]
+        for stage in planned.stages
+    ]
+    print_table(["stage", "tasks", "done", "core time left"], rows)
+    print(
+        f"{len(planned.shards):,} shards, {with_prefix(n_bytes, 'B')}; "
+        f"about {duration(sum(seconds.values()))} on one core"
+    )
+
+
+def seconds_left(planned: "Plan", stage: "Stage", marks: "Mapping[int, Mark]") -> float:
+    """An estimate: at the speed of the stage's finished tasks, else at a guessed one."""
+    from rslm.data.pipeline.run import n_bytes_of
+
+    done = sum(n_bytes_of(planned, stage, index) for index in marks)
+    taken = sum(mark.seconds for mark in marks.values())
+    left = sum(n_bytes_of(planned, stage, index) for index in range(stage.n_tasks)) - done
+    assumed = _ASSUMED.get(stage.name, _ASSUMED_OTHER)
+    return left / (done / max(taken, 1e-3) if done else assumed)
+
+
+def duration(seconds: float) -> str:
+    """As people read it: 3 s, 12 min, 4.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
