@@ -146,10 +146,7 @@ def plan(options: PlanOptions) -> None:
     marks = finished_marks(planned)
     n_bytes = sum(shard.n_bytes for shard in planned.shards)
     seconds = {
-        stage.name: seconds_left(
-            planned, stage, {i: m.seconds for i, m in marks[stage.name].items()}
-        )
-        for stage in planned.stages
+        stage.name: seconds_left(planned, stage, marks[stage.name]) for stage in planned.stages
     }
     if options.json:
         stages = [

@@ -207,7 +207,7 @@ def _add_skip(plan: Plan, task: Task, number: int, reason: str) -> None:
     write_atomically(path, json.dumps(record, indent=1).encode())
 
 
-def remove_beside(plan: Plan, stage: str, attempt: str = "*") -> None:
+def remove_beside(plan: Plan, stage: str, attempt: str = "") -> None:
     """Removes what an attempt that did not end has left; by default what all have."""
     for path in (plan.folder / stage).glob(f"*.tmp.{attempt}*"):
         path.unlink(missing_ok=True)

@@ -1,0 +1,458 @@
+"""Pipelines from files to documents: the same bytes always, whatever ends a process or a page."""
+
+import gzip
+import itertools
+import json
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pipelines import (
+    ALL_STEPS,
+    HOSTILE,
+    config_of,
+    made_up_documents,
+    run,
+    start,
+    tree,
+    write_inputs,
+)
+
+from rslm.data.dedup.exact import find_exact_duplicates
+from rslm.data.dedup.lines import (
+    count_lines,
+    drop_repeated,
+    merge_line_counts,
+    repeated_lines,
+    split_lines,
+)
+from rslm.data.dedup.near_duplicates import PRESETS, find_near_duplicates
+from rslm.data.pii import mask_pii
+from rslm.data.pipeline import make_plan
+from rslm.data.pipeline.marks import chain, tasks_of
+from rslm.data.pipeline.plan import write_plan
+from rslm.data.pipeline.report import PipelineReport
+from rslm.data.pipeline.run import Part, Progress
+from rslm.data.pipeline.stages import run_task
+from rslm.data.quality import check_quality
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of all steps, done by one worker."""
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    run(config_of(inputs, out, **ALL_STEPS))
+    return out
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers end at documents that hold certain words."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HOSTILE)
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), before])))
+
+
+def write_lines(path: Path, texts: list[str]) -> None:
+    rows = [json.dumps({"id": f"{path.stem}-{i}", "text": text}) for i, text in enumerate(texts)]
+    path.write_text("\n".join(rows) + "\n")
+
+
+def drops(out: Path) -> dict[str, dict[str, int]]:
+    steps = PipelineReport.read(out).steps
+    found = {
+        name: {reason: amount.documents for reason, amount in tally.drops.items()}
+        for name, tally in steps.items()
+    }
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def in_memory(texts: dict[str, str]) -> dict[str, str]:
+    """What the pipeline of all steps leaves, by the plain functions; ids sort as places do."""
+    texts = {name: text for name, text in texts.items() if not check_quality(text, "course").reason}
+    texts = {name: texts[name] for name in find_exact_duplicates(texts.items()).kept}
+    lines = {name: split_lines(text.encode()) for name, text in texts.items()}
+    counts = merge_line_counts(count_lines(name, content) for name, content in lines.items())
+    repeated = repeated_lines(counts)
+    left = {
+        name: b"".join(drop_repeated(name, content, repeated, keep="first")).decode()
+        for name, content in lines.items()
+    }
+    left = {
+        name: text
+        for name, text in left.items()
+        if text.strip() and (text == texts[name] or len(text.split()) >= 5)
+    }
+    left = {name: left[name] for name in find_near_duplicates(left.items(), PRESETS["course"]).kept}
+    return {name: mask_pii(text, "course").text for name, text in left.items()}
+
+
+def test_documents_are_those_of_the_plain_functions(inputs: Path, finished: Path) -> None:
+    read = [json.loads(line) for path in sorted(inputs.iterdir()) for line in path.open()]
+    # Shards of so few documents that their numbers sort as places do.
+    places = {f"{row['id'][0]}{int(row['id'][2:]):03d}": row for row in read}
+    wanted = in_memory({place: row["text"] for place, row in places.items()})
+    got = {document.id: document.text for document in PipelineReport.read(finished).documents()}
+    assert got == {places[place]["id"]: text for place, text in wanted.items()}
+    assert 20 < len(got) < len(read)
+
+
+def test_every_step_drops_something(finished: Path) -> None:
+    found = drops(finished)
+    assert {
+        "filter/quality.course": {"too_few_words"},
+        "lines.rewrite/exact": {"exact_duplicate"},
+        "finalize/minhash": {"near_duplicate"},
+    } == {name: set(reasons) for name, reasons in found.items()}
+    assert PipelineReport.read(finished).steps["finalize/pii"].counts["emails"] > 0
+    assert PipelineReport.read(finished).steps["lines.rewrite/lines"].lines_removed
+
+
+def test_what_a_step_gives_the_next_one_takes(finished: Path) -> None:
+    for stage in PipelineReport.read(finished).stages.values():
+        tallies = list(stage.steps.values())
+        for before, after in itertools.pairwise(tallies):
+            assert vars(before.given) == vars(after.taken)
+        for tally in tallies[1:]:
+            dropped = sum(amount.documents for amount in tally.drops.values())
+            assert tally.taken.documents == tally.given.documents + dropped
+
+
+def test_index_tells_the_way_of_every_document(finished: Path) -> None:
+    report = PipelineReport.read(finished)
+    assert report.is_finished
+    kept = {document.id for document in report.documents()}
+    ways = list(report.ways())
+    assert {way.id for way in ways if way.stage == "filter"} == {
+        f"{file}-{number}" for file in range(3) for number in range(40)
+    }
+    for id in ("0-0", "1-7", "2-39"):
+        decisions = report.find(id)
+        assert (decisions[-1].step == "") == (id in kept)
+        assert decisions[-1].stage == "finalize" or decisions[-1].reason
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_bytes_do_not_depend_on_workers(
+    inputs: Path, finished: Path, tmp_path: Path, n_workers: int
+) -> None:
+    run(config_of(inputs, tmp_path / "out", **ALL_STEPS), n_workers)
+    assert tree(tmp_path / "out") == tree(finished)
+
+
+def test_bytes_do_not_depend_on_the_order_of_tasks(
+    inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(config_of(inputs, tmp_path / "out", **ALL_STEPS))
+    plan.folder.mkdir()
+    write_plan(plan)
+    upstream, draw = "", random.Random(1)
+    for stage in plan.stages:
+        tasks = tasks_of(stage, upstream)
+        # Each task twice, as if two attempts had met.
+        shuffled = draw.sample(tasks * 2, 2 * len(tasks))
+        marks = {task.index: run_task(plan, task, f"{i}") for i, task in enumerate(shuffled)}
+        upstream = chain(upstream, [marks[task.index] for task in tasks])
+    assert tree(plan.folder) == tree(finished)
+
+
+def test_second_run_does_nothing(inputs: Path, finished: Path) -> None:
+    times = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*") if path.is_file()}
+    seen: list[Progress] = []
+    run(config_of(inputs, finished, **ALL_STEPS), on_progress=seen.append)
+    assert all(progress.n_found == progress.n_tasks for progress in seen)
+    after = {path: path.stat().st_mtime_ns for path in times}
+    assert {path.name for path in times if times[path] != after[path]} <= {"config.toml"}
+
+
+def remade(config: object, **options: object) -> set[str]:
+    """The stages of which a run does something."""
+    seen: list[Progress] = []
+    run(config, on_progress=seen.append, **options)  # type: ignore[arg-type]
+    return {progress.stage for progress in seen if progress.n_found < progress.n_tasks}
+
+
+def test_changed_option_remakes_its_stage_and_what_follows(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(config_of(inputs, out, exact={"keep": "first"}, pii={"preset": "course"}))
+    changed = config_of(inputs, out, exact={"keep": "first"}, pii={"preset": "fineweb"})
+    assert remade(changed) == {"finalize"}
+    changed = config_of(inputs, out, exact={"keep": "random"}, pii={"preset": "fineweb"})
+    assert "filter" not in remade(changed)
+    changed = config_of(inputs, out, quality={"presets": ["gopher"]}, watchdog_seconds=77.0)
+    assert "filter" in remade(changed)
+    assert remade(config_of(inputs, out, quality={"presets": ["gopher"]})) == set()
+
+
+def test_another_input_leaves_the_shards_before_it(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "inputs", n_files=2, n_documents=3)
+    run(config_of(folder, tmp_path / "out"))
+    write_lines(folder / "9.jsonl", ["more"])
+    seen: list[Progress] = []
+    run(config_of(folder, tmp_path / "out"), on_progress=seen.append)
+    assert seen[0].n_found == 2
+    assert seen[0].n_tasks == 3
+
+
+def test_strict_finds_what_was_changed(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "inputs", n_files=1, n_documents=5)
+    config = config_of(folder, tmp_path / "out")
+    run(config)
+    before = tree(config.out)
+    shard = config.out / "finalize" / "00000.jsonl.zst"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    assert remade(config) == set()
+    assert remade(config, strict=True) == {"finalize"}
+    assert tree(config.out) == before
+
+
+def test_broken_inputs_are_counted_and_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    rows = "".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(20000)).encode()
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress(rows)[:-100])
+    (folder / "junk.jsonl").write_bytes(random.Random(0).randbytes(10_000))
+    (folder / "long.jsonl").write_text(json.dumps({"text": "x" * 2000}) + "\n")
+    (folder / "whole.jsonl").write_text(json.dumps({"text": "whole"}) + "\n")
+    run(config_of(folder, tmp_path / "out", limits={"max_record_bytes": 1000}))
+    found = drops(tmp_path / "out")["filter/read"]
+    assert found["truncated"] == 1
+    assert found["not_json"] > 1
+    assert found["too_large"] >= 1
+    texts = [document.text for document in PipelineReport.read(tmp_path / "out").documents()]
+    assert "whole" in texts
+    assert len(texts) > 1000
+
+
+@pytest.mark.usefixtures("hostile")
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("HANG", "extract_timeout"), ("CRASH", "extract_crash"), ("KILL", "extract_crash")],
+)
+def test_page_that_ends_its_worker_is_passed_over(tmp_path: Path, word: str, reason: str) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", [*["good"] * 5, f"bad {word}", *["good"] * 70])
+    write_lines(folder / "b.jsonl", ["good"] * 3)
+    config = config_of(folder, tmp_path / "out", watchdog_seconds=1.0)
+    run(config, 2)
+    assert drops(config.out) == {"filter/skip": {reason: 1}}
+    assert [way.reason for way in PipelineReport.read(config.out).find("a-5")] == [reason]
+    before = tree(config.out)
+    # A rerun knows the page, and meets it no more.
+    for mark in config.out.rglob("*.report.json"):
+        mark.unlink()
+    run(config)
+    assert tree(config.out) == before
+
+
+@pytest.mark.usefixtures("hostile")
+def test_page_that_eats_memory_is_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", ["good", "EAT"])
+    run(config_of(folder, tmp_path / "out", max_worker_bytes=1 << 29))
+    assert drops(tmp_path / "out") == {"filter/skip": {"extract_memory": 1}}
+
+
+@pytest.mark.usefixtures("hostile")
+def test_page_at_which_a_step_raises_is_dropped(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", [*["good"] * 9, "RAISE"])
+    run(config_of(folder, tmp_path / "out"))
+    assert drops(tmp_path / "out") == {"filter/extract": {"extract_error": 1}}
+
+
+@pytest.mark.usefixtures("hostile")
+def test_step_that_always_raises_ends_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", ["RAISE"] * 9)
+    with pytest.raises(ValueError, match="of a page"):
+        run(config_of(folder, tmp_path / "out"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("hostile")
+def test_page_at_which_a_step_sleeps_is_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", ["good", "SLEEP"])
+    run(config_of(folder, tmp_path / "out", watchdog_seconds=1.0))
+    assert drops(tmp_path / "out") == {"filter/skip": {"extract_timeout": 1}}
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in children for child in path.read_text().split()]
+
+
+def kill_at_random(
+    config: object, n_kills: int, seconds: float, who: Callable[[int], list[int]]
+) -> int:
+    """Runs and kills, again and again, until a run comes to its end; how many were killed."""
+    draw, n_killed = random.Random(0), 0
+    while True:
+        process = start(config, "--workers", "2")  # type: ignore[arg-type]
+        if n_killed < n_kills:
+            time.sleep(draw.uniform(0, seconds))
+            for pid in who(process.pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    n_killed += 1
+                except ProcessLookupError:
+                    pass
+        out, errors = process.communicate(timeout=120)
+        if process.returncode == 0:
+            return n_killed
+        assert process.returncode == -signal.SIGKILL, (out, errors)
+
+
+def test_killed_runs_end_with_the_same_bytes(inputs: Path, finished: Path, tmp_path: Path) -> None:
+    config = config_of(inputs, tmp_path / "out", **ALL_STEPS)
+    kill_at_random(config, 3, 2.0, lambda pid: [pid])
+    assert tree(config.out) == tree(finished)
+
+
+def test_killed_workers_cost_no_document(inputs: Path, finished: Path, tmp_path: Path) -> None:
+    config = config_of(inputs, tmp_path / "out", **ALL_STEPS)
+    kill_at_random(config, 2, 2.0, workers_of)
+    assert tree(config.out) == tree(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_hundred_kills_end_with_the_same_bytes(
+    inputs: Path, finished: Path, tmp_path: Path
+) -> None:
+    n_killed, round_ = 0, 0
+    while n_killed < 100:
+        config = config_of(inputs, tmp_path / f"out{round_}", **ALL_STEPS)
+        n_killed += kill_at_random(config, 100 - n_killed, 1.5, lambda pid: [pid])
+        assert tree(config.out) == tree(finished)
+        round_ += 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_stopped_run_goes_on(
+    inputs: Path, finished: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    config = config_of(inputs, tmp_path / "out", **ALL_STEPS)
+    process = start(config, "--workers", "2")
+    deadline = time.monotonic() + 60
+    while not list(config.out.glob("filter/*.report.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = workers_of(process.pid)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert not list(config.out.rglob("*.tmp.*"))
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    run(config)
+    assert tree(config.out) == tree(finished)
+
+
+def test_workers_end_with_the_run_that_started_them(inputs: Path, tmp_path: Path) -> None:
+    process = start(config_of(inputs, tmp_path / "out", **ALL_STEPS), "--workers", "2")
+    deadline = time.monotonic() + 60
+    while not (workers := workers_of(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_alive, workers))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_full_disk_ends_the_run_with_its_name(inputs: Path, tmp_path: Path) -> None:
+    config = config_of(inputs, tmp_path / "out", **ALL_STEPS)
+    config.out.mkdir()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # Of no file more than this may be written.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+        with pytest.raises(OSError, match=r"00000|config\.toml|plan\.json"):
+            run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(config.out.rglob("*.tmp*"))
+    run(config)
+
+
+def test_part_of_a_stage(inputs: Path, finished: Path, tmp_path: Path) -> None:
+    config = config_of(inputs, tmp_path / "out", **ALL_STEPS)
+    run(config, part=Part(stage="filter", task_index=0, n_tasks=2))
+    with pytest.raises(ValueError, match=r"stage exact.sign must come after filter.*00001.report"):
+        run(config, part=Part(stage="exact.sign"))
+    run(config, part=Part(stage="filter", task_index=1, n_tasks=2))
+    for stage in make_plan(config).stages:
+        run(config, part=Part(stage=stage.name))
+    assert tree(config.out) == tree(finished)
+
+
+def test_folder_in_use_is_refused(inputs: Path, finished: Path) -> None:
+    from rslm.files import locked
+
+    with locked(finished, "folder"), pytest.raises(BlockingIOError, match="another process uses"):
+        run(config_of(inputs, finished, **ALL_STEPS))
+
+
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    """The peak of a worker over 20 MB of text, and over five times as much."""
+    peaks = []
+    for n_copies in (1, 5):
+        folder = tmp_path / f"inputs{n_copies}"
+        folder.mkdir()
+        texts = made_up_documents(200)
+        rows = "".join(json.dumps({"text": text * 10}) + "\n" for text in texts)
+        with (folder / "a.jsonl").open("w") as file:
+            for _ in range(n_copies):
+                file.write(rows)
+        peaks.append(peak_of_filter(folder, tmp_path / f"out{n_copies}"))
+    assert peaks[1] - peaks[0] < 20 << 20
+
+
+def peak_of_filter(folder: Path, out: Path) -> int:
+    import subprocess
+    import sys
+
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from pipelines import config_of\n"
+        "from rslm.data.pipeline import make_plan\n"
+        "from rslm.data.pipeline.marks import Task\n"
+        "from rslm.data.pipeline.stages import run_task\n"
+        "plan = make_plan(config_of(Path(sys.argv[1]), Path(sys.argv[2])))\n"
+        "run_task(plan, Task(stage='filter', index=0, upstream=''), 'a')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(out)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return int(done.stdout)
