@@ -67,9 +67,6 @@ def made_up_documents(n: int, seed: int = 0) -> list[str]:
     draw = random.Random(seed)
     common = ["the", "of", "and", "to", "be", "that", "have", "with"]
     words = [*common * 20, *(f"word{i}" for i in range(400))]
-        *["the", "of", "and", "to", "be", "that", "have", "with"] * 20,
-        *(f"word{i}" for i in range(400)),
-    ]
     sentences = [" ".join(draw.choices(words, k=12)) + "." for _ in range(40 * n)]
     texts: list[str] = []
     for number in range(n):

@@ -112,7 +112,7 @@ def test_documents_are_those_of_the_plain_functions(inputs: Path, finished: Path
 def test_every_step_drops_something(finished: Path) -> None:
     found = drops(finished)
     assert {
-        "filter/quality.course": {"too_few_words"},
+        "filter/quality.course": {"gopher_too_few_words"},
         "lines.rewrite/exact": {"exact_duplicate"},
         "finalize/minhash": {"near_duplicate"},
     } == {name: set(reasons) for name, reasons in found.items()}

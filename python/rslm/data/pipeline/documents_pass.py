@@ -10,7 +10,9 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from rslm.data.document import Document
 from rslm.data.pipeline.pulse import Pulse
@@ -26,6 +28,7 @@ _BATCH_DOCUMENTS, _BATCH_BYTES = 64, 2 << 20
 _SUSPICIOUS = 8
 SKIPPED = "skip"
 Ranges = Sequence[tuple[int, int]]
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +87,20 @@ def pass_documents(
         LinesWriter(files.index, files.attempt) as index,
     ):
         for batch in batches(documents, samples, careful):
-            batch = _skip(batch, skip, tallies[SKIPPED], index, samples)
+            entries: list[Entry] = []
+            batch = _skip(batch, skip, tallies[SKIPPED], entries, samples)
             for name, step in steps.items():
                 if batch:
                     pulse.beat(batch[0].number, batch[-1].number, name)
-                    batch = _take_step(name, step, batch, tallies[name], index, samples)
+                    batch = _take_step(name, step, batch, tallies[name], entries, samples)
             pulse.rest()
             for item in batch:
                 shard.write(document_record(item.document))
-                index.write(_entry(item, "", "", n_rows))
+                entries.append(_entry(item, "", "", n_rows))
                 n_rows += 1
+            # In the order of documents, for that of drops depends on how they lie in batches.
+            for entry in sorted(entries, key=itemgetter("number")):
+                index.write(entry)
     with LinesWriter(files.samples, files.attempt) as shown:
         for record in samples.records():
             shown.write(record)
@@ -131,14 +138,14 @@ def _skip(
     batch: list[Item],
     skip: Mapping[int, str],
     tally: StepTally,
-    index: LinesWriter,
+    entries: list[Entry],
     samples: Samples,
 ) -> list[Item]:
     """Takes out what ended a worker at an earlier attempt."""
     decisions = [
         Decision(document=item.document, reason=skip.get(item.number, "")) for item in batch
     ]
-    return _count(SKIPPED, batch, decisions, tally, index, samples)
+    return _count(SKIPPED, batch, decisions, tally, entries, samples)
 
 
 def _take_step(
@@ -146,13 +153,13 @@ def _take_step(
     step: Step,
     batch: list[Item],
     tally: StepTally,
-    index: LinesWriter,
+    entries: list[Entry],
     samples: Samples,
 ) -> list[Item]:
     started = time.process_time()
     decisions = _decide(name, step, [item.document for item in batch])
     tally.cpu_seconds += time.process_time() - started
-    return _count(name, batch, decisions, tally, index, samples)
+    return _count(name, batch, decisions, tally, entries, samples)
 
 
 def _decide(name: str, step: Step, documents: list[Document]) -> list[Decision]:
@@ -184,7 +191,7 @@ def _count(
     batch: list[Item],
     decisions: Sequence[Decision],
     tally: StepTally,
-    index: LinesWriter,
+    entries: list[Entry],
     samples: Samples,
 ) -> list[Item]:
     """Counts and shows what a step did, and gives what goes on."""
@@ -198,7 +205,7 @@ def _count(
         if decision.reason:
             tally.drops.setdefault(decision.reason, Amount()).add(item.amount())
             samples.offer(name, decision.reason, item.rank, item.document)
-            index.write(_entry(item, name, decision.reason, None))
+            entries.append(_entry(item, name, decision.reason, None))
             continue
         document = decision.document
         same = document.text is item.document.text
@@ -210,7 +217,7 @@ def _count(
     return passed
 
 
-def _entry(item: Item, step: str, reason: str, row: int | None) -> dict[str, str | int | None]:
+def _entry(item: Item, step: str, reason: str, row: int | None) -> Entry:
     return {
         "id": item.document.id,
         "step": step,
