@@ -101,7 +101,7 @@ def test_folder_that_was_taken_away_is_made_anew(tmp_path: Path) -> None:
 
 def test_processes_share_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("rslm.experiment.queue._n_cpus", lambda: 9)
+    monkeypatch.setattr("rslm.experiment.queue.n_cpus", lambda: 9)
     (outcome,) = run_all([planned(0)], tmp_path, n_processes=4)
     assert (outcome.path / "starts").read_text() == "2 -\n"
     (outcome,) = run_all([planned(1)], tmp_path)

@@ -115,6 +115,14 @@ class StopSignals:
         self._before.clear()
 
 
+def n_cpus() -> int:
+    """The cores that this process may use."""
+    # Not on every system can a process be kept to some of them.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def flush_output() -> OSError | None:
     """Writes what stdout still holds; the error where that fails."""
     try:

@@ -73,14 +73,15 @@ class PlanOptions:
 
 def run(options: RunOptions) -> None:
     """Does what is left, and says where the result lies."""
-    from rslm.data.pipeline.run import default_workers, run_pipeline
+    from rslm.data.pipeline import run_pipeline
+    from rslm.process import n_cpus
 
     plan = read_checked_plan(options.config)
     part = part_of(options)
     with progress_lines() as on_progress:
         run_pipeline(
             plan,
-            n_workers=options.workers or (1 if part else default_workers()),
+            n_workers=options.workers or (1 if part else n_cpus()),
             backend=options.backend,
             address=options.address,
             part=part,

@@ -31,7 +31,7 @@ from rslm.experiment.study import (
     run_name,
 )
 from rslm.files import locked, write_atomically
-from rslm.process import StopSignals
+from rslm.process import StopSignals, n_cpus
 from rslm.runs import read_run
 from rslm.train_config import TrainConfig
 
@@ -245,7 +245,7 @@ class Queue:
         """Threads for a share of the CPUs, and one of the devices, where several would take all."""
         environment = dict(os.environ)
         if self.n_processes > 1:
-            n_threads = max(1, _n_cpus() // self.n_processes)
+            n_threads = max(1, n_cpus() // self.n_processes)
             environment.setdefault("OMP_NUM_THREADS", str(n_threads))
             if "," in (devices := environment.get(_DEVICES, "")):
                 taken = Counter(child.device for child in self._running.values())
@@ -299,10 +299,3 @@ class Queue:
         others = [entry for entry in self._before if entry.get("hash") not in self._entries]
         study = self._study | {"runs": others + list(self._entries.values())}
         write_atomically(self.folder / STUDY_FILE, json.dumps(study, indent=1).encode())
-
-
-def _n_cpus() -> int:
-    # Not on every system can a process be kept to some of the CPUs.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,6 +15,7 @@ A table is a step. A step whose first option is left out is not made; the order 
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -30,6 +31,7 @@ from rslm.data.dedup.near_duplicates import MinHashOptions
 from rslm.data.dedup.normalize import Normalization
 from rslm.data.dedup.shingles import ShortDocuments
 from rslm.data.documents import Format
+from rslm.data.mixture import Mixture
 from rslm.data.pii import Preset as PiiPreset
 from rslm.data.quality import Preset as QualityPreset
 
@@ -50,7 +52,9 @@ class InputConfig:
     text_field: str = "text"
     """Field of a JSON line, or column of a table, that holds the text."""
     weight: float | None = None
-    """Share of the tokens, in proportion to those of the other inputs; by default as they come."""
+    """Share of the tokens' text, in proportion to the weights of all other inputs."""
+    repeats: float | None = None
+    """How often its documents are trained on, instead of a weight; 1 by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +173,11 @@ class PiiConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepeatConfig:
-    """How often documents of at least a score are written."""
+class ScoreRepeatConfig:
+    """How often documents above a score are trained on."""
 
-    min_score: float
-    times: int
+    above: float
+    repeats: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +185,15 @@ class TokenizeConfig:
     """The token file."""
 
     tokenizer: Path | None = None
+    """A saved tokenizer."""
     shuffle_seed: int | None = None
-    """Order by a hash of ids with this seed; the order of the inputs by default."""
+    """Of the order of the documents; that of the inputs by default."""
     validation_share: float = 0.0
-    """Share of the documents, by a hash of them, that goes into a second file."""
-    repeat_by: str = ""
-    """Name of the classifier whose score `repeats` go by."""
-    repeats: tuple[RepeatConfig, ...] = ()
+    """Share of the documents, by a hash of their ids, that goes into a second file."""
+    score: str = ""
+    """Name of the classifier whose score `score_repeats` go by."""
+    score_repeats: tuple[ScoreRepeatConfig, ...] = ()
+    """By descending scores; what is above none of them is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,13 +249,39 @@ class PipelineConfig:
         names = [classifier.name for classifier in self.classifiers]
         if len(set(names)) < len(names):
             raise ValueError(f"names of classifiers must differ, got {', '.join(names)}")
-        if self.tokenize.repeats and self.tokenize.repeat_by not in names:
+        if self.tokenize.score not in ("", *names):
             raise ValueError(
-                "tokenize.repeat_by must be the name of a classifier, "
-                f"got {self.tokenize.repeat_by!r}"
+                f"tokenize.score must be the name of a classifier, got {self.tokenize.score!r}"
             )
+        self.mixture()
         if self.minhash.preset is not None:
             self.minhash.options()
+
+    def mixture(self) -> Mixture:
+        """What the inputs' weights and repeats, and those by score, come to.
+
+        Raises:
+            ValueError: they do not go together, or an input that has one has no name.
+        """
+        repeats: dict[str, float] = {}
+        weights: dict[str, float] = {}
+        for given in self.inputs:
+            for value, values in ((given.repeats, repeats), (given.weight, weights)):
+                if value is not None and not given.name:
+                    raise ValueError(
+                        "inputs with a weight or repeats must have a name, got none for "
+                        f"{', '.join(given.paths)}"
+                    )
+                if value is not None:
+                    values[glob.escape(given.name)] = value
+        if weights and any(given.weight is None for given in self.inputs):
+            raise ValueError("either all inputs must have a weight or none, got some")
+        return Mixture(
+            repeats=repeats,
+            weights=weights,
+            score=self.tokenize.score,
+            score_repeats=tuple((r.above, r.repeats) for r in self.tokenize.score_repeats),
+        )
 
 
 def preset_names() -> list[str]:

@@ -250,9 +250,7 @@ def _stages(plan: Plan) -> list[Stage]:
     add("finalize", n_shards, {"pii": config.pii.preset} | shown)
     if config.tokenize.tokenizer is not None:
         options = to_record(config.tokenize) | {"tokenizer": hash_of(config.tokenize.tokenizer)}
-        options["inputs"] = [(shard.input, shard.source) for shard in plan.shards]
-        options["weights"] = [given.weight for given in config.inputs]
-        add("tokenize", 1, options)
+        add("tokenize", 1, options | {"mixture": config.mixture().as_json()})
     return stages
 
 

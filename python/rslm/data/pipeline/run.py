@@ -6,7 +6,6 @@ What an earlier run finished is not done again, so the same call goes on with wh
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -200,11 +199,3 @@ def n_bytes_of(plan: Plan, stage: Stage, index: int) -> int:
     if stage.n_tasks == len(plan.shards):
         return plan.shards[index].n_bytes
     return sum(shard.n_bytes for shard in plan.shards) // stage.n_tasks
-
-
-def default_workers() -> int:
-    """The cores that this process may use."""
-    # Not on every system can a process be kept to some of them.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

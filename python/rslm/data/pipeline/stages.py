@@ -8,6 +8,8 @@ places, (shard, row), where a row is a document's number among those that are le
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,11 +26,13 @@ from rslm.data.pipeline.documents_pass import (
     read_skip,
 )
 from rslm.data.pipeline.marks import Mark, Task, read_mark, write_mark
-from rslm.data.pipeline.plan import Plan, StageName
+from rslm.data.pipeline.plan import Plan, StageName, digest
 from rslm.data.pipeline.pulse import Pulse
 from rslm.data.pipeline.shards import hash_file, read_shard, written_beside
 from rslm.data.pipeline.steps import Step, drop_rows, filter_steps, lines_step, pii_step
 from rslm.data.pipeline.tally import Amount, Samples, StepTally
+from rslm.files import locked
+from rslm.process import n_cpus
 
 DOCUMENTS = "jsonl.zst"
 INDEX = "index.jsonl.zst"
@@ -306,5 +310,42 @@ def _read_result(found: Any) -> tuple[dict[str, int], dict[str, int], dict[str, 
 
 
 def _tokenize(plan: Plan, task: Task) -> Mark:
-    """Writes the token file of the documents that are left."""
-    raise NotImplementedError
+    """Writes the token file of the documents that are left, with all cores of the machine."""
+    from rslm.data.token_stage import write_token_file
+
+    config, started = plan.config.tokenize, time.process_time()
+    assert config.tokenizer is not None
+    out = plan.folder / "tokenize" / "tokens"
+    # What is begun of other documents or options is no beginning of this.
+    hash = digest([plan.task_hash(task.stage, task.index), task.upstream])
+    with locked(out.parent, "token files of"):
+        if _begun_with(out) not in ("", hash):
+            shutil.rmtree(out)
+        report = write_token_file(
+            _files_of(plan, "finalize", DOCUMENTS),
+            config.tokenizer,
+            out,
+            shuffle_seed=config.shuffle_seed,
+            validation_share=config.validation_share,
+            mixture=plan.config.mixture(),
+            n_workers=n_cpus(),
+            plan_hash=hash,
+        )
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    hashes = {path.relative_to(out.parent).as_posix(): hash_file(path) for path in files}
+    tally = StepTally(cpu_seconds=time.process_time() - started)
+    for side, written in report["tokens"].items():
+        for name in ("n_documents", "n_tokens", "n_utf8_bytes"):
+            tally.counts[f"{side}_{name.removeprefix('n_')}"] = written[name]
+    return _mark(plan, task, hashes, steps={"tokenize": tally}, notes={"report": report})
+
+
+def _begun_with(out: Path) -> str:
+    """The hash of the plan that a folder of token files was begun with; "" where there is none."""
+    for path, keys in ((out / "report.json", ("plan",)), (out / "work" / "plan.json", ())):
+        if path.exists():
+            record = json.loads(path.read_bytes())
+            for key in keys:
+                record = record[key]
+            return str(record["plan_hash"])
+    return "unknown" if out.exists() else ""

@@ -72,8 +72,7 @@ class Worker:
     def close(self) -> None:
         """Ends the process at once; what it was writing is beside its place, and not in it."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            _kill(self._process)
             self._process = None
         self._stack.close()
 
@@ -109,8 +108,7 @@ class Worker:
             elif _resident_bytes(self._process.pid) > max_bytes:
                 cause = "memory"
             if cause:
-                self._process.kill()
-                self._process.wait()
+                _kill(self._process)
 
     def _start(self) -> None:
         ours, theirs = Pipe()
@@ -147,6 +145,13 @@ class Worker:
         if code == -signal.SIGXCPU:
             cause = "timeout"
         return Death(beat, cause or "crash", bool(cause) or -code not in _OUTSIDE, code)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a worker and what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _resident_bytes(pid: int) -> int:

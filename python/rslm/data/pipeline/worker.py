@@ -75,9 +75,9 @@ def _portable(error: Exception) -> Exception:
 
 
 def _leave_alone(life_line: int) -> None:
-    """Ends this process when the one that started it is gone.
+    """Ends this process and those that it started when the one that started it is gone.
 
     What holds the interpreter's lock for good is ended by the limit of processor time instead.
     """
     os.read(life_line, 1)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
