@@ -1,0 +1,301 @@
+"""The parts of a pipeline: its config, its plan, its counts, its files, its commands."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pipelines import ALL_STEPS, config_of, write_inputs
+
+from rslm import cli
+from rslm.config import from_record, read_config, to_toml
+from rslm.data.document import Document
+from rslm.data.pipeline import PipelineConfig, make_plan, read_pipeline_config, read_plan
+from rslm.data.pipeline.checks import check_config
+from rslm.data.pipeline.config import preset_names
+from rslm.data.pipeline.plan import write_plan
+from rslm.data.pipeline.pulse import N_BYTES, RESTING, begin_resting, read_beat
+from rslm.data.pipeline.shards import (
+    LinesWriter,
+    document_record,
+    hash_file,
+    read_lines,
+    read_shard,
+)
+from rslm.data.pipeline.tally import Amount, Samples, StepTally
+from rslm.errors import FormatError
+
+names = st.sampled_from(["a", "b", "c"])
+counters = st.dictionaries(names, st.integers(1, 9))
+amounts = st.builds(
+    Amount,
+    documents=st.integers(0, 99),
+    bytes=st.integers(0, 99),
+    characters=st.integers(0, 99),
+)
+tallies = st.fixed_dictionaries(
+    {
+        "taken": amounts,
+        "given": amounts,
+        "drops": st.dictionaries(names, amounts),
+        "lines_removed": counters,
+        "counts": counters,
+        "histogram": counters,
+        # Numbers whose sums are exact.
+        "cpu_seconds": st.integers(0, 99).map(lambda n: n / 4),
+    }
+)
+
+
+def record_of(tally: dict[str, Any]) -> dict[str, Any]:
+    plain = {
+        name: vars(value) if name in ("taken", "given") else value for name, value in tally.items()
+    }
+    return plain | {"drops": {reason: vars(amount) for reason, amount in tally["drops"].items()}}
+
+
+def sum_of(*records: dict[str, Any]) -> dict[str, Any]:
+    total = StepTally()
+    for record in records:
+        total.add(StepTally.from_record(record))
+    return total.to_record()
+
+
+@given(st.lists(tallies.map(record_of), min_size=3, max_size=3))
+def test_tallies_add_up_in_any_order(records: list[dict[str, Any]]):
+    first, second, third = records
+    assert sum_of(first, second, third) == sum_of(third, first, second)
+    assert sum_of(sum_of(first, second), third) == sum_of(first, sum_of(second, third))
+    assert sum_of(first) == StepTally.from_record(first).to_record()
+
+
+@given(
+    st.lists(st.tuples(names, names, st.integers(0, 30), st.text(max_size=3)), max_size=60),
+    st.integers(0, 60),
+    st.integers(0, 4),
+)
+def test_samples_do_not_depend_on_how_documents_are_dealt(
+    entries: list[tuple[str, str, int, str]], cut: int, n: int
+):
+    def shown(entries: list[tuple[str, str, int, str]]) -> Samples:
+        samples = Samples(n, 1)
+        for step, reason, id, text in entries:
+            document = Document(id=str(id), text=text)
+            samples.offer(step, reason, samples.rank(document.id), document)
+        return samples
+
+    whole = shown(entries).records()
+    merged = Samples(n, 1)
+    merged.add(shown(entries[cut:]).records())
+    merged.add(shown(entries[:cut]).records())
+    assert merged.records() == whole
+    assert shown(entries[::-1]).records() == whole
+
+
+def test_shard_survives_writing(tmp_path: Path) -> None:
+    documents = [
+        Document(
+            id="a", text="x\n\ny é \u2028", url="http://a", source="s", metadata={"n": [1, None]}
+        ),
+        Document(id="b", text="y" * 3_000_000),
+        Document(id="c", text="z" * 3_000_000),
+    ]
+    path = tmp_path / "a.jsonl.zst"
+    with LinesWriter(path, "1") as writer:
+        for document in documents:
+            writer.write(document_record(document))
+    assert list(read_shard(path)) == documents
+    assert hash_file(path) == writer.digest
+    assert path.read_bytes().count(b"\x28\xb5\x2f\xfd") == 2
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(FormatError, match=r"a\.jsonl\.zst"):
+        list(read_shard(path))
+
+
+def test_empty_shard_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    with LinesWriter(path, "1") as writer:
+        pass
+    assert list(read_lines(path)) == []
+    assert hash_file(path) == writer.digest
+
+
+def write_and_fail(path: Path) -> None:
+    with LinesWriter(path, "1") as writer:
+        writer.write({"a": 1})
+        raise KeyError
+
+
+def test_what_an_error_cuts_short_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        write_and_fail(tmp_path / "a.jsonl.zst")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pulse_begins_at_rest(tmp_path: Path) -> None:
+    import mmap
+
+    memory = mmap.mmap(-1, N_BYTES)
+    begin_resting(memory)
+    assert read_beat(memory).first == RESTING
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_is_a_config(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        f'out = "o"\npreset = "{name}"\n[pii]\npreset = "dolma"\n[[inputs]]\npaths = ["a"]\n'
+    )
+    config = read_pipeline_config(file)
+    assert config.quality.presets
+    # What the file says wins over the preset, and the rest is the preset's.
+    assert config.pii.preset == "dolma"
+    assert config.minhash.preset is not None
+    file.write_text(to_toml(config))
+    assert read_config(PipelineConfig, file) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"langauge": {}}, "unknown key langauge; the closest known one is language"),
+        ({"language": {"lang": ["en"]}}, "unknown key language.lang; .* language.languages"),
+        ({"inputs": [{"path": ["a"]}]}, "unknown key inputs.path; .* inputs.paths"),
+        ({"quality": {"presets": ["best"]}}, "quality.presets must be one of"),
+        ({"quality": {"presets": ["c4", "c4"]}}, "quality.presets must differ"),
+        ({"minhash": {"preset": "course", "n_bands": 7}}, "n_bands must divide n_hashes"),
+        ({"watchdog_seconds": 0.1}, "watchdog_seconds must be from 1 to 86400, got 0.1"),
+        ({"n_samples": -1}, "n_samples must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be between 0"),
+        ({"tokenize": {"validation_share": 1.0}}, "tokenize.validation_share must be"),
+        ({"tokenize": {"score": "x"}}, "tokenize.score must be the name of a classifier"),
+        ({"inputs": [{"paths": ["a"], "weight": 1.0}]}, "must have a name, got none for a"),
+        (
+            {"inputs": [{"paths": ["a"], "name": "a", "weight": 1.0}, {"paths": ["b"]}]},
+            "either all inputs must have a weight or none",
+        ),
+    ],
+)
+def test_config_refuses(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(tmp_path, tmp_path / "out", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"language": {"languages": ["en"], "model": "/no/model"}}, "language.model must exist"),
+        ({"tokenize": {"tokenizer": "/no/tokenizer"}}, "tokenize.tokenizer must exist"),
+        ({"url_filter": {"lists": "/no/lists"}}, "url_filter.lists must exist"),
+        ({"url_filter": {"lists": __file__}}, "url_filter.lists must be a folder"),
+        ({"classifiers": [{"model": "/no/c.bin", "label": "a"}]}, "classifier c must exist"),
+        ({"decontaminate": {"paths": ["/no/set"]}}, "decontaminate.paths must exist"),
+        ({"out": __file__}, "out must be a folder"),
+    ],
+)
+def test_what_is_missing_is_refused_before_any_work(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    record = {"out": str(tmp_path / "out"), "inputs": [{"paths": [str(tmp_path)]}]}
+    config = from_record(PipelineConfig, record | changes)
+    with pytest.raises((ValueError, OSError), match=message):
+        check_config(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_survives_writing(tmp_path: Path) -> None:
+    plan = make_plan(config_of(write_inputs(tmp_path / "in"), tmp_path / "out", **ALL_STEPS))
+    plan.folder.mkdir()
+    write_plan(plan)
+    assert read_plan(plan.folder) == plan
+    (plan.folder / "plan.json").write_text("{}")
+    with pytest.raises(FormatError, match="must hold the plan of a pipeline"):
+        read_plan(plan.folder)
+
+
+def test_hash_is_of_what_determines_bytes(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in")
+
+    def hashes(out: str = "out", **changes: Any) -> dict[str, str]:
+        plan = make_plan(config_of(folder, tmp_path / out, **ALL_STEPS | changes))
+        return {stage.name: plan.task_hash(stage.name, 0) for stage in plan.stages}
+
+    before = hashes()
+    assert hashes("elsewhere") == before
+    assert hashes(watchdog_seconds=99.0, max_worker_bytes=1 << 30) == before
+    changed = hashes(pii={"preset": "dolma"})
+    assert {name for name in before if changed[name] != before[name]} == {"finalize"}
+    assert all(hashes(seed=1)[name] != before[name] for name in before)
+
+
+def test_pages_of_a_folder_are_one_task(tmp_path: Path) -> None:
+    for name in ("b/index.html", "a/index.html", "a/x.txt", "a/picture.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("<p>x")
+    shards = make_plan(config_of(tmp_path / "in", tmp_path / "out")).shards
+    assert [[name for _, name, _ in shard.files] for shard in shards] == [
+        ["a/index.html", "b/index.html"],
+        ["a/x.txt"],
+    ]
+
+
+def test_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"inputs must exist, got .*/\*\.jsonl"):
+        make_plan(config_of(tmp_path / "*.jsonl", tmp_path / "out"))
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`command(args...)`: `rslm data ...` in this process: code, stdout, stderr."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        code = cli.main(["data", *args])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_commands_plan_run_and_refuse(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(to_toml(config_of(write_inputs(tmp_path / "in"), tmp_path / "out")))
+    code, out, _ = command("plan", str(config), "--json")
+    assert code == 0
+    assert [(stage["stage"], stage["done"]) for stage in json.loads(out)["stages"]] == [
+        ("filter", 0),
+        ("finalize", 0),
+    ]
+    assert not (tmp_path / "out").exists()
+    code, _, errors = command("run", str(config), "--stage", "finalize")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "filter/00000.report.json" in errors
+    code, out, errors = command("run", str(config), "--workers", "1")
+    assert code == 0
+    assert out.strip() == str(tmp_path / "out" / "finalize")
+    assert "filter: 3 of 3 tasks" in errors
+    code, out, _ = command("plan", str(config))
+    assert code == 0
+    assert "3 shards" in out
+    assert command("run", str(config), "--task-index", "1")[0] == 2
+    assert command("run", str(config), "--stage", "filters")[0] == 2
+    assert command("run", str(tmp_path / "none.toml"))[0] == 2
+
+
+def test_array_of_slurm_names_the_tasks(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(to_toml(config_of(write_inputs(tmp_path / "in"), tmp_path / "out")))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert command("run", str(config), "--stage", "filter")[0] == 0
+    done = sorted(path.name for path in (tmp_path / "out" / "filter").glob("*.report.json"))
+    assert done == ["00001.report.json"]
