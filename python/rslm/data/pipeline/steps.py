@@ -6,6 +6,7 @@ What a step needs, such as a model, is loaded where the step is made, and its mo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,8 +50,12 @@ class Decision:
 Step = Callable[[Sequence[Document]], list[Decision]]
 
 
+@functools.lru_cache(maxsize=1)
 def filter_steps(config: PipelineConfig) -> dict[str, Step]:
     """The steps between reading and deduplication, by name, in their order.
+
+    Kept for the next task of the process, for models and lists take longer to load than some
+    shards to be judged.
 
     Cheap ones stand first, and what learned from text that passed the rules behind the rules.
     Personal data is masked after deduplication: two pages that differ in their addresses alone
