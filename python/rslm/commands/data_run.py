@@ -124,7 +124,11 @@ def progress_lines() -> Iterator[Callable[["Progress"], None]]:
     if sys.stderr.isatty():
         with progress_callback(True) as show:
             assert show is not None
-            yield lambda p: show(p.n_bytes_done, p.n_bytes, p.stage)
+
+            def draw(progress: "Progress") -> None:
+                show(progress.n_bytes_done, progress.n_bytes, progress.stage)
+
+            yield draw
         return
     last = time.monotonic()
 

@@ -107,9 +107,10 @@ class PipelineReport:
         """
         plan = read_plan(folder)
         marks = finished_marks(plan)
+        stages: dict[str, StageReport]
         stages = {stage.name: _add_up(stage, marks[stage.name]) for stage in plan.stages}
         samples = {name: _read_samples(plan, name, marks[name]) for name in PASSES if name in marks}
-        return cls(plan=plan, stages={**stages}, samples=samples)
+        return cls(plan=plan, stages=stages, samples=samples)
 
     @property
     def is_finished(self) -> bool:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rslm.data.dedup.near_duplicates import MinHashOptions
 from rslm.data.document import Document
 from rslm.data.documents import read_documents
 from rslm.data.pipeline.documents_pass import (
@@ -282,9 +281,9 @@ def _cluster(plan: Plan, kind: str, target: Path) -> Any:
     from rslm.data.dedup import stages as dedup
 
     edges = _files_of(plan, "exact.join" if kind == "exact" else "minhash.join", _DATA)
-    keep, seed = plan.config.exact.keep, plan.config.seed
+    keep, seed = plan.config.exact.keep or "first", plan.config.seed
     if kind == "minhash":
-        options: MinHashOptions = plan.config.minhash.options()
+        options = plan.config.minhash.options()
         keep, seed = options.keep, options.seed
     n_rows = []
     for index in range(len(plan.shards)):
