@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
+def ray() -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    yield pytest.importorskip("ray")
+    return pytest.importorskip("ray")
 
 
 @pytest.fixture
