@@ -23,6 +23,7 @@ from pipelines import (
     write_inputs,
 )
 
+from rslm import TokenFile, Tokenizer
 from rslm.data.dedup.exact import find_exact_duplicates
 from rslm.data.dedup.lines import (
     count_lines,
@@ -174,8 +175,7 @@ def test_second_run_does_nothing(inputs: Path, finished: Path) -> None:
     seen: list[Progress] = []
     run(config_of(inputs, finished, **ALL_STEPS), on_progress=seen.append)
     assert all(progress.n_found == progress.n_tasks for progress in seen)
-    after = {path: path.stat().st_mtime_ns for path in times}
-    assert {path.name for path in times if times[path] != after[path]} <= {"config.toml"}
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def remade(config: object, **options: object) -> set[str]:
@@ -217,6 +217,15 @@ def test_strict_finds_what_was_changed(tmp_path: Path) -> None:
     assert remade(config) == set()
     assert remade(config, strict=True) == {"finalize"}
     assert tree(config.out) == before
+
+
+def test_name_that_is_no_utf8_is_an_id_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    Path(os.fsdecode(os.fsencode(folder / "caf") + b"\xe9.txt")).write_text("a text")
+    run(config_of(folder, tmp_path / "out"))
+    (document,) = PipelineReport.read(tmp_path / "out").documents()
+    assert document.id == "caf\ufffd.txt:0"
 
 
 def test_broken_inputs_are_counted_and_passed_over(tmp_path: Path) -> None:
@@ -410,6 +419,29 @@ def test_part_of_a_stage(inputs: Path, tmp_path: Path) -> None:
     for stage in make_plan(config).stages:
         run(config, part=Part(stage=stage.name))
     assert PipelineReport.read(config.out).is_finished
+
+
+def test_token_file_is_the_last_stage(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    folder = write_inputs(tmp_path / "inputs", n_files=2, n_documents=10)
+    byte_tokenizer.save(tmp_path / "tokenizer.json")
+    tokenize = {
+        "tokenizer": str(tmp_path / "tokenizer.json"),
+        "shuffle_seed": 1,
+        "validation_share": 0.2,
+    }
+    config = config_of(folder, tmp_path / "out", tokenize=tokenize)
+    run(config)
+    before = tree(config.out)
+    tokens = TokenFile.open(config.out / "tokenize" / "tokens" / "train", verify=True)
+    tally = PipelineReport.read(config.out).stages["tokenize"].steps["tokenize"]
+    assert tally.counts["train_tokens"] == len(tokens)
+    assert remade(config) == set()
+    assert remade(config_of(folder, config.out, tokenize=tokenize | {"shuffle_seed": 2})) == {
+        "tokenize"
+    }
+    assert tree(config.out) != before
+    run(config, 2)
+    assert tree(config.out) == before
 
 
 def test_folder_in_use_is_refused(inputs: Path, finished: Path) -> None:

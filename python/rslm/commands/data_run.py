@@ -178,11 +178,10 @@ def plan(options: PlanOptions) -> None:
 
 def seconds_left(planned: "Plan", stage: "Stage", marks: "Mapping[int, Mark]") -> float:
     """An estimate: at the speed of the stage's finished tasks, else at a guessed one."""
-    from rslm.data.pipeline.run import n_bytes_of
-
-    done = sum(n_bytes_of(planned, stage, index) for index in marks)
+    sizes = planned.task_bytes(stage)
+    done = sum(sizes[index] for index in marks)
     taken = sum(mark.seconds for mark in marks.values())
-    left = sum(n_bytes_of(planned, stage, index) for index in range(stage.n_tasks)) - done
+    left = sum(sizes) - done
     assumed = _ASSUMED.get(stage.name, _ASSUMED_OTHER)
     return left / (done / max(taken, 1e-3) if done else assumed)
 

@@ -29,7 +29,7 @@ class LocalBackend:
     """
 
     def __init__(self, plan: Plan, n_workers: int, is_stopped: Callable[[], bool]) -> None:
-        self._plan, self._is_stopped = plan, is_stopped
+        self._plan, self._n_workers, self._is_stopped = plan, n_workers, is_stopped
         self._failed = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(n_workers)
         self._of_thread, self._workers = threading.local(), list[Worker]()
@@ -56,10 +56,13 @@ class LocalBackend:
             StoppedError: `is_stopped` said so.
             OSError, ValueError: a task failed.
         """
-        futures = {self._pool.submit(self._do, task) for task in tasks}
-        while futures:
-            done, futures = concurrent.futures.wait(
-                futures, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
+        waiting, running = list(reversed(tasks)), set[concurrent.futures.Future[Mark]]()
+        while waiting or running:
+            # One more than are done at once, so that no worker waits for this loop.
+            while waiting and len(running) <= self._n_workers:
+                running.add(self._pool.submit(self._do, waiting.pop()))
+            done, running = concurrent.futures.wait(
+                running, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
             )
             for future in done:
                 yield future.result()

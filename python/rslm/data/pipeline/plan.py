@@ -13,16 +13,17 @@ import importlib.metadata
 import json
 import os
 import unicodedata
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rslm.config import Record, from_record, to_record
+from rslm.config import Record, from_record, to_record, to_toml
 from rslm.data.documents import Format, format_of
 from rslm.data.pipeline.config import InputConfig, PipelineConfig
+from rslm.data.pipeline.shards import written_beside
 from rslm.errors import FormatError
-from rslm.files import write_atomically
 
 PLAN_FILE = "plan.json"
 # Goes up with every change of what a stage writes.
@@ -120,6 +121,12 @@ class Plan:
         """A file of a task."""
         return self.folder / stage / f"{index:05d}.{ending}"
 
+    def task_bytes(self, stage: Stage) -> list[int]:
+        """How much of the inputs each task of a stage stands for."""
+        sizes = [shard.n_bytes for shard in self.shards]
+        by_shard = stage.n_tasks == len(sizes)
+        return sizes if by_shard else [sum(sizes) // stage.n_tasks] * stage.n_tasks
+
     def task_hash(self, stage: str, index: int) -> str:
         """What determines the bytes of a task, but for what it reads of the stages before.
 
@@ -181,13 +188,18 @@ def find_shards(given: InputConfig, number: int) -> list[Shard]:
 def _files_at(path: str, format: Format | None) -> dict[str, str]:
     """Files at a path or below it, and the name that each has in ids."""
     if not Path(path).is_dir():
-        return {path: os.path.basename(path)}
+        return {path: _in_utf8(os.path.basename(path))}
     below = {
-        os.path.join(parent, file): Path(parent, file).relative_to(path).as_posix()
+        os.path.join(parent, file): _in_utf8(Path(parent, file).relative_to(path).as_posix())
         for parent, _, files in os.walk(path)
         for file in files
     }
     return {file: name for file, name in below.items() if format or format_of(name)}
+
+
+def _in_utf8(name: str) -> str:
+    # Ids are made of it. Of what is no UTF-8 in a file's name Python makes lone surrogates.
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _groups(
@@ -297,11 +309,16 @@ def hash_of(path: Path) -> str:
 
 
 def write_plan(plan: Plan) -> None:
-    """Writes `plan.json` into the folder, which exists, unless it holds this plan already."""
-    data = json.dumps(_plan_record(plan), ensure_ascii=False, indent=1).encode()
-    path = plan.folder / PLAN_FILE
-    if not path.exists() or path.read_bytes() != data:
-        write_atomically(path, data)
+    """Writes `plan.json` and `config.toml` into the folder, which exists, where they differ.
+
+    Processes of several machines may do so at once.
+    """
+    record = json.dumps(_plan_record(plan), indent=1).encode()
+    for name, data in ((PLAN_FILE, record), ("config.toml", to_toml(plan.config).encode())):
+        path = plan.folder / name
+        if not path.exists() or path.read_bytes() != data:
+            with written_beside(path, uuid.uuid4().hex) as beside:
+                beside.write_bytes(data)
 
 
 def _plan_record(plan: Plan) -> Record:

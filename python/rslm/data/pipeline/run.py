@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from rslm.config import to_toml
 from rslm.data.pipeline.local_backend import LocalBackend
 from rslm.data.pipeline.marks import Mark, Task, chain, finished_mark, mark_path, tasks_of
 from rslm.data.pipeline.plan import Plan, Stage, write_plan
 from rslm.data.pipeline.supervisor import StoppedError, remove_beside
-from rslm.files import locked, write_atomically
+from rslm.files import locked
 from rslm.process import StopSignals
 
 EXIT_TERMINATED = 75
@@ -88,7 +87,6 @@ def run_pipeline(
         if part is None:
             # Elements of an array share the folder, and two of them at one task do no harm.
             stack.enter_context(locked(plan.folder, "folder of a pipeline"))
-        write_atomically(plan.folder / "config.toml", to_toml(plan.config).encode())
         write_plan(plan)
         stop = stack.enter_context(StopSignals())
         try:
@@ -173,29 +171,19 @@ def _run_tasks(
     """Does those tasks that are not finished; the marks of all, in the order of the tasks."""
     found = {task.index: finished_mark(plan, task, strict=strict) for task in tasks}
     marks = {index: mark for index, mark in found.items() if mark is not None}
-    n_found = len(marks)
-
-    def report() -> None:
-        on_progress(
-            Progress(
-                stage=stage.name,
-                n_tasks=len(tasks),
-                n_done=len(marks),
-                n_bytes=sum(n_bytes_of(plan, stage, task.index) for task in tasks),
-                n_bytes_done=sum(n_bytes_of(plan, stage, index) for index in marks),
-                n_found=n_found,
-            )
-        )
-
-    report()
+    sizes = plan.task_bytes(stage)
+    progress = Progress(
+        stage=stage.name,
+        n_tasks=len(tasks),
+        n_done=len(marks),
+        n_bytes=sum(sizes[task.index] for task in tasks),
+        n_bytes_done=sum(sizes[index] for index in marks),
+        n_found=len(marks),
+    )
+    on_progress(progress)
     for mark in run([task for task in tasks if task.index not in marks]):
         marks[mark.index] = mark
-        report()
+        n_bytes_done = progress.n_bytes_done + sizes[mark.index]
+        progress = replace(progress, n_done=len(marks), n_bytes_done=n_bytes_done)
+        on_progress(progress)
     return [marks[task.index] for task in tasks]
-
-
-def n_bytes_of(plan: Plan, stage: Stage, index: int) -> int:
-    """How much of the inputs a task stands for."""
-    if stage.n_tasks == len(plan.shards):
-        return plan.shards[index].n_bytes
-    return sum(shard.n_bytes for shard in plan.shards) // stage.n_tasks
