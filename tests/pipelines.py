@@ -54,6 +54,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 ALL_STEPS = {
+    "n_ranges": 2,
     "quality": {"presets": ["course"]},
     "exact": {"keep": "first"},
     "lines": {"keep": "first", "min_words": 5},
