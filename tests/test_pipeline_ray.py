@@ -72,12 +72,12 @@ def test_bytes_are_the_same_where_a_node_is_lost(ray: Any, inputs: Path, tmp_pat
 def test_node_of_another_version_is_refused(
     ray: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import rslm
+    from rslm.data.pipeline import ray_backend
 
     plan = make_plan(config_of(inputs, tmp_path / "out"))
     plan.folder.mkdir()
     write_plan(plan)
-    monkeypatch.setattr(rslm, "__version__", "0.0.0")
+    monkeypatch.setattr(ray_backend, "VERSION", "0.0.0")
     with pytest.raises(ValueError, match=r"every node must have rslm 0\.0\.0, got"):
         run(plan.config, backend="ray")
     assert not ray.is_initialized()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rslm import _rslm
 from rslm.config import Record, from_record, to_record, to_toml
 from rslm.data.documents import Format, format_of
 from rslm.data.pipeline.config import InputConfig, PipelineConfig
@@ -231,7 +232,7 @@ def _stages(plan: Plan) -> list[Stage]:
 
     config, n_shards, n_ranges = plan.config, len(plan.shards), plan.n_ranges
     general: Record = {"seed": config.seed, "version": _VERSION}
-    general["rslm"] = importlib.metadata.version("rslm")
+    general["rslm"] = _rslm.VERSION
     shown = {"n_samples": config.n_samples}
     stages: list[Stage] = []
 
@@ -269,7 +270,7 @@ def _stages(plan: Plan) -> list[Stage]:
 def _filter_options(config: PipelineConfig) -> Record:
     """What of the first stage determines its bytes, models and packages by what they hold."""
     record = to_record(config)
-    options: Record = {"unicode": unicodedata.unidata_version}
+    options: Record = {"unicode": [unicodedata.unidata_version, _rslm.UNICODE_VERSION]}
     for name in ("limits", "extract", "quality"):
         options[name] = record[name]
     if config.extract.extractor != "readability":
@@ -323,7 +324,7 @@ def write_plan(plan: Plan) -> None:
 
 def _plan_record(plan: Plan) -> Record:
     return {
-        "rslm": importlib.metadata.version("rslm"),
+        "rslm": _rslm.VERSION,
         "config": to_record(plan.config),
         "n_ranges": plan.n_ranges,
         "stages": [to_record(stage) for stage in plan.stages],

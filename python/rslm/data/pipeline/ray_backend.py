@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import rslm
+from rslm._rslm import VERSION
 from rslm.data.pipeline.marks import Mark, Task
 from rslm.data.pipeline.plan import Plan, read_plan
 from rslm.data.pipeline.supervisor import StoppedError, Worker, do_task
@@ -98,9 +98,9 @@ class RayBackend:
                 continue
             on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             found = self._ray.get(version_of.options(scheduling_strategy=on_node).remote())
-            if found != rslm.__version__:
+            if found != VERSION:
                 raise ValueError(
-                    f"every node must have rslm {rslm.__version__}, "
+                    f"every node must have rslm {VERSION}, "
                     f"got {found} on {node['NodeManagerAddress']}"
                 )
 
@@ -131,7 +131,7 @@ class RayBackend:
 
     def _submit(self, task: Task) -> Any:
         folder, cwd = os.path.abspath(self._plan.folder), os.getcwd()
-        return self._do.remote(folder, cwd, task, rslm.__version__)
+        return self._do.remote(folder, cwd, task, VERSION)
 
     def _result(self, reference: Any) -> Mark:
         errors = self._ray.exceptions
@@ -146,9 +146,9 @@ class RayBackend:
 
 def do_remotely(folder: str, cwd: str, task: Task, version: str) -> Mark:
     """Does a task on a node, by a worker that this process of Ray keeps."""
-    if version != rslm.__version__:
+    if version != VERSION:
         # Of a node that joined later.
-        raise ValueError(f"every node must have rslm {version}, got {rslm.__version__}")
+        raise ValueError(f"every node must have rslm {version}, got {VERSION}")
     if (folder, cwd) not in _kept:
         _kept[folder, cwd] = read_plan(Path(folder)), Worker(Path(folder), cwd)
     plan, worker = _kept[folder, cwd]
@@ -156,4 +156,4 @@ def do_remotely(folder: str, cwd: str, task: Task, version: str) -> Mark:
 
 
 def _version() -> str:
-    return rslm.__version__
+    return VERSION
