@@ -319,7 +319,8 @@ def kill_at_random(
     while True:
         process = start(config, "--workers", "2")  # type: ignore[arg-type]
         if n_killed < n_kills:
-            time.sleep(draw.uniform(0, seconds))
+            # Before that the process only loads its modules.
+            time.sleep(draw.uniform(0.3, seconds))
             for pid in who(process.pid):
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -352,7 +353,7 @@ def test_hundred_kills_end_with_the_same_bytes(
     n_killed, round_ = 0, 0
     while n_killed < 100:
         config = config_of(inputs, tmp_path / f"out{round_}", **ALL_STEPS)
-        n_killed += kill_at_random(config, 100 - n_killed, 1.5, lambda pid: [pid])
+        n_killed += kill_at_random(config, 100 - n_killed, 3.0, lambda pid: [pid])
         assert tree(config.out) == tree(finished)
         round_ += 1
 
