@@ -45,7 +45,8 @@ from rslm.data.quality import check_quality
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
+    # More documents in each than a batch has.
+    return write_inputs(tmp_path_factory.mktemp("inputs"), n_files=3, n_documents=90)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +139,9 @@ def test_index_tells_the_way_of_every_document(finished: Path) -> None:
     kept = {document.id for document in report.documents()}
     ways = list(report.ways())
     assert {way.id for way in ways if way.stage == "filter"} == {
-        f"{file}-{number}" for file in range(3) for number in range(40)
+        f"{file}-{number}" for file in range(3) for number in range(90)
     }
-    for id in ("0-0", "1-7", "2-39"):
+    for id in ("0-0", "1-7", "2-89"):
         decisions = report.find(id)
         assert (decisions[-1].step == "") == (id in kept)
         assert decisions[-1].stage == "finalize" or decisions[-1].reason
@@ -193,8 +194,12 @@ def test_changed_option_remakes_its_stage_and_what_follows(inputs: Path, tmp_pat
     changed = config_of(inputs, out, exact={"keep": "random"}, pii={"preset": "fineweb"})
     assert "filter" not in remade(changed)
     changed = config_of(inputs, out, quality={"presets": ["gopher"]}, watchdog_seconds=77.0)
-    assert "filter" in remade(changed)
+    assert remade(changed) == {"filter", "finalize"}
     assert remade(config_of(inputs, out, quality={"presets": ["gopher"]})) == set()
+    # The last stage is the same, but not the documents that it is given.
+    changed = config_of(inputs, out, quality={"presets": ["course"]})
+    assert remade(changed) == {"filter", "finalize"}
+    assert "filter" not in remade(changed, strict=True)
 
 
 def test_another_input_leaves_the_shards_before_it(tmp_path: Path) -> None:
@@ -377,13 +382,21 @@ def test_stopped_run_goes_on(
     assert tree(config.out) == tree(finished)
 
 
-def test_workers_end_with_the_run_that_started_them(inputs: Path, tmp_path: Path) -> None:
-    process = start(config_of(inputs, tmp_path / "out", **ALL_STEPS), "--workers", "2")
+@pytest.mark.usefixtures("hostile")
+def test_workers_end_with_the_run_that_started_them(tmp_path: Path) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", ["SLEEP"])
+    process = start(config_of(folder, tmp_path / "out"), "--workers", "1")
     deadline = time.monotonic() + 60
     while not (workers := workers_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.01)
+    # What it sleeps over it has in hand by now.
+    while not list((tmp_path / "out").rglob("*.tmp.*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.kill()
     process.communicate(timeout=60)
+    assert workers
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(is_alive, workers))

@@ -1,0 +1,130 @@
+"""What is blamed for a worker's death, and what ends a worker that goes on for too long."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipelines import config_of, write_inputs
+
+from rslm.data.pipeline import Plan, make_plan
+from rslm.data.pipeline.marks import Mark, Task
+from rslm.data.pipeline.pulse import RESTING, Beat
+from rslm.data.pipeline.supervisor import MAX_DEATHS, Death, StoppedError, do_task
+from rslm.data.pipeline.worker import Failure, Order
+
+TASK = Task(stage="filter", index=0, upstream="")
+DONE = Mark(stage="filter", index=0, hash="", upstream="", files={})
+
+
+class ScriptedWorker:
+    """Ends as it is told, and keeps the orders that it was given."""
+
+    def __init__(self, *outcomes: Mark | Failure | Death) -> None:
+        self.outcomes, self.orders = list(outcomes), list[Order]()
+
+    def do(self, order: Order, **watch: object) -> Mark | Failure | Death:
+        self.orders.append(order)
+        return self.outcomes.pop(0)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    plan = make_plan(config_of(write_inputs(tmp_path / "in", 1, 3), tmp_path / "out"))
+    (plan.folder / "filter").mkdir(parents=True)
+    return plan
+
+
+def death(first: int, last: int, *, code: int = -signal.SIGSEGV, cause: str = "crash") -> Death:
+    is_certain = code != -signal.SIGKILL or cause != "crash"
+    return Death(Beat(1, first, last, "quality.course"), cause, is_certain, code)
+
+
+def skipped(plan: Plan) -> dict[str, str]:
+    path = plan.folder / "filter" / "00000.skip.json"
+    return json.loads(path.read_bytes())["skip"] if path.exists() else {}
+
+
+def test_batch_is_done_again_one_by_one(plan: Plan) -> None:
+    worker: Any = ScriptedWorker(death(4, 9), death(20, 30), DONE)
+    assert do_task(plan, TASK, worker) is DONE
+    assert [order.careful for order in worker.orders] == [(), ((4, 9),), ((4, 9), (20, 30))]
+    assert len({order.attempt for order in worker.orders}) == 3
+    assert skipped(plan) == {}
+
+
+@pytest.mark.parametrize("cause", ["crash", "timeout", "memory"])
+def test_document_is_blamed_at_once_for_what_it_has_done(plan: Plan, cause: str) -> None:
+    worker: Any = ScriptedWorker(death(5, 5, cause=cause), death(2, 2), DONE)
+    do_task(plan, TASK, worker)
+    assert skipped(plan) == {"2": "quality_crash", "5": f"quality_{cause}"}
+
+
+def test_document_is_blamed_late_for_what_anybody_may_have_done(plan: Plan) -> None:
+    deaths = [death(5, 5, code=-signal.SIGKILL)] * (MAX_DEATHS - 1)
+    worker: Any = ScriptedWorker(*deaths, death(6, 6, code=-signal.SIGKILL), DONE)
+    do_task(plan, TASK, worker)
+    assert skipped(plan) == {}
+    worker = ScriptedWorker(*deaths, deaths[0], DONE)
+    do_task(plan, TASK, worker)
+    assert skipped(plan) == {"5": "quality_crash"}
+
+
+def test_task_without_a_document_to_blame_is_given_up(plan: Plan) -> None:
+    worker: Any = ScriptedWorker(*[death(RESTING, RESTING)] * MAX_DEATHS)
+    with pytest.raises(
+        ConnectionError, match=r"task 0 of filter ended its worker 3 times \(signal"
+    ):
+        do_task(plan, TASK, worker)
+    worker = ScriptedWorker(*[death(RESTING, RESTING, cause="memory")] * MAX_DEATHS)
+    with pytest.raises(ConnectionError, match="it takes more than max_worker_bytes"):
+        do_task(plan, TASK, worker)
+
+
+def test_exception_of_a_task_is_the_run_s(plan: Plan) -> None:
+    worker: Any = ScriptedWorker(Failure(ValueError("not so"), "trace"))
+    with pytest.raises(ValueError, match="not so"):
+        do_task(plan, TASK, worker)
+
+
+def test_what_an_attempt_left_is_removed(plan: Plan) -> None:
+    class Leaving(ScriptedWorker):
+        def do(self, order: Order, **watch: object) -> Mark | Failure | Death:
+            (plan.folder / "filter" / f"00000.jsonl.zst.tmp.{order.attempt}").write_text("x")
+            if not self.outcomes:
+                raise StoppedError
+            return super().do(order, **watch)
+
+    worker: Any = Leaving(death(1, 1))
+    with pytest.raises(StoppedError):
+        do_task(plan, TASK, worker)
+    assert not list(plan.folder.rglob("*.tmp.*"))
+
+
+def spin(program: str) -> int:
+    head = (
+        "import tempfile, resource\n"
+        "from rslm.data.pipeline.pulse import N_BYTES, Pulse\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "file = tempfile.TemporaryFile()\n"
+        "file.truncate(N_BYTES)\n"
+        "pulse = Pulse(file.fileno(), 1.0)\n"
+        "def spin(seconds):\n"
+        "    import time\n"
+        "    end = time.process_time() + seconds\n"
+        "    while time.process_time() < end: pass\n"
+    )
+    return subprocess.run([sys.executable, "-c", head + program], timeout=60).returncode
+
+
+def test_kernel_ends_what_takes_too_long() -> None:
+    assert spin("pulse.beat(0, 0, 'a')\nspin(9)") == -signal.SIGXCPU
+
+
+def test_beats_and_rests_give_time_anew() -> None:
+    assert (
+        spin("for i in range(3):\n  pulse.beat(i, i, 'a')\n  spin(.8)\npulse.rest()\nspin(2)") == 0
+    )
