@@ -208,8 +208,13 @@ def test_another_input_leaves_the_shards_before_it(tmp_path: Path) -> None:
     write_lines(folder / "9.jsonl", ["more"])
     seen: list[Progress] = []
     run(config_of(folder, tmp_path / "out"), on_progress=seen.append)
-    assert seen[0].n_found == 2
-    assert seen[0].n_tasks == 3
+    assert (seen[0].n_found, seen[0].n_tasks) == (2, 3)
+    # A file that has changed is read anew, and no other.
+    write_lines(folder / "9.jsonl", ["more", "and more"])
+    seen.clear()
+    run(config_of(folder, tmp_path / "out"), on_progress=seen.append)
+    assert (seen[0].n_found, seen[0].n_tasks) == (2, 3)
+    assert PipelineReport.read(tmp_path / "out").stages["filter"].n_rows == 2 * 3 + 2
 
 
 def test_strict_finds_what_was_changed(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_empty_shard_is_a_file(tmp_path: Path) -> None:
     with LinesWriter(path, "1") as writer:
         pass
     assert list(read_lines(path)) == []
+    assert path.read_bytes().startswith(b"\x28\xb5\x2f\xfd")
     assert hash_file(path) == writer.digest
 
 

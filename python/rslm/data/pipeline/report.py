@@ -27,6 +27,12 @@ Files, all in the pipeline's folder:
   is `row` of the stage before that wrote documents.
 - `<stage>/<task>.jsonl.zst` of those three: the documents; those of `finalize` are the result.
 - `<stage>/<task>.skip.json`: documents passed over from the next attempt on.
+- `tokenize/tokens`: what `token_stage` writes; its report is among the notes of the stage's mark,
+  and `train_documents`, `train_tokens`, `train_utf8_bytes` (and `valid_...`) among the counts.
+- `workers.log`: what workers printed, such as why they crashed.
+
+What the step `skip` drops depends on the machine that was too slow or too small; all
+else is the same wherever it is made, but for `seconds` and `cpu_seconds`.
 """
 
 from __future__ import annotations
