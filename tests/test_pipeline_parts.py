@@ -196,6 +196,8 @@ def test_config_refuses(changes: dict[str, Any], message: str) -> None:
         ({"classifiers": [{"model": "/no/c.bin", "label": "a"}]}, "classifier c must exist"),
         ({"decontaminate": {"paths": ["/no/set"]}}, "decontaminate.paths must exist"),
         ({"out": __file__}, "out must be a folder"),
+        ({"tokenize": {"tokenizer": __file__}}, "test_pipeline_parts.py"),
+        ({"url_filter": {"lists": str(Path(__file__).parent)}}, "must hold one of"),
     ],
 )
 def test_what_is_missing_is_refused_before_any_work(

@@ -6,8 +6,10 @@ import importlib.util
 import os
 from pathlib import Path
 
+from rslm import _rslm
 from rslm.data.pipeline.config import PipelineConfig
-from rslm.files import require_place
+from rslm.data.pipeline.steps import filter_steps
+from rslm.files import END_OF_TEXT, require_place
 
 # What a step needs beside the package, and the extra that brings it.
 _EXTRA = "data"
@@ -37,6 +39,9 @@ def check_config(config: PipelineConfig) -> None:
     for path in config.decontaminate.paths:
         _require("decontaminate.paths", path)
     _check_out(config.out)
+    _check_tokenizer(config.tokenize.tokenizer)
+    # Loading models and lists is the one way to know that they can be.
+    filter_steps(config)
 
 
 def _require(name: str, path: Path | None, *, is_folder: bool = False) -> None:
@@ -48,6 +53,13 @@ def _require(name: str, path: Path | None, *, is_folder: bool = False) -> None:
         raise NotADirectoryError(f"{name} must be a folder, got {path}")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"{name} must be readable, got {path}")
+
+
+def _check_tokenizer(path: Path | None) -> None:
+    if path is not None and END_OF_TEXT not in (
+        _rslm.Tokenizer.load(path, None, None, []).special_tokens
+    ):
+        raise ValueError(f"tokenize.tokenizer must have the special token {END_OF_TEXT}: {path}")
 
 
 def _require_package(module: str, what: str) -> None:
