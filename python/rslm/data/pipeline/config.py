@@ -212,9 +212,11 @@ class PipelineConfig:
     n_ranges: int = 0
     """Parts that merging and joining are done in; 0 chooses by the inputs' size."""
     watchdog_seconds: float = 10.0
-    """What a step may take for one document; one that takes more is passed over."""
+    """Processor time that a step may take for one document, or a tenth of the time by the clock;
+    one that takes more is passed over."""
     max_worker_bytes: int = 2 << 30
-    """Memory of a worker; one that takes more is ended, and the document passed over."""
+    """Memory of a worker, where the system tells it (Linux); one that takes more is ended, and the
+    document passed over."""
     limits: Limits = field(default_factory=Limits)
     url_filter: UrlFilterConfig = field(default_factory=UrlFilterConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
