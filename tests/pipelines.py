@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rslm.config import from_record, merge_records, to_toml
 from rslm.data.pipeline import PipelineConfig, make_plan, run_pipeline
+from rslm.data.pipeline.report import PipelineReport
 
 # Steps that end the worker at certain words, put in the place of a real one before a worker loads
 # it. `sitecustomize` is imported by every interpreter that finds it on its path.
@@ -128,3 +129,25 @@ def start(config: PipelineConfig, *flags: str, **environment: str) -> subprocess
         text=True,
         process_group=0,
     )
+
+
+def write_lines(path: Path, texts: list[str]) -> None:
+    """A file of JSON lines."""
+    rows = [json.dumps({"id": f"{path.stem}-{i}", "text": text}) for i, text in enumerate(texts)]
+    path.write_text("\n".join(rows) + "\n")
+
+
+def drops(out: Path) -> dict[str, dict[str, int]]:
+    """Documents dropped by stage/step and reason; steps that dropped none are left out."""
+    steps = PipelineReport.read(out).steps
+    found = {
+        name: {reason: amount.documents for reason, amount in tally.drops.items()}
+        for name, tally in steps.items()
+    }
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in children for child in path.read_text().split()]

@@ -212,7 +212,7 @@ class PipelineConfig:
     n_ranges: int = 0
     """Parts that merging and joining are done in; 0 chooses by the inputs' size."""
     watchdog_seconds: float = 10.0
-    """Processor time that a step may take for one document, or a tenth of the time by the clock;
+    """Processor time that a step may take for one document, and ten times as much by the clock;
     one that takes more is passed over."""
     max_worker_bytes: int = 2 << 30
     """Memory of a worker, where the system tells it (Linux); one that takes more is ended, and the
