@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from rslm.html_report import page as page_module
 from rslm.html_report.blocks import (
+    Bar,
+    Bars,
     Cell,
     Curves,
     Effect,
@@ -25,6 +27,9 @@ from rslm.html_report.blocks import (
     Line,
     Notes,
     Page,
+    Passage,
+    PassageGroup,
+    Passages,
     Plot,
     Section,
     Table,
@@ -114,6 +119,26 @@ def make_page(text: str) -> Page:
         ),
         Notes(title=text, notes=[text, text]),
         Texts(caption=text, choice=text, columns={text: {10: text, 20: f"a\n{text}"}}),
+        Bars(
+            caption=text,
+            name=text,
+            parts=[text, text],
+            columns=[text],
+            bars=[Bar(name=text, parts=[2, 0], texts=[text], note=text)],
+        ),
+        Passages(
+            caption=text,
+            groups=[
+                PassageGroup(
+                    title=text,
+                    note=text,
+                    passages=[
+                        Passage(title=text, note=text, text=text),
+                        Passage(title=text, note="", text=f"a{text}b", marks=[(1, 1 + len(text))]),
+                    ],
+                )
+            ],
+        ),
     ]
     sections = [Section(title=text, lead=text, blocks=blocks), Section(title="end")]
     return Page(title=text, lead=text, sections=sections, footer=text)
@@ -175,7 +200,10 @@ def test_hostile_text_stays_text(text: str, parsed: Parsed) -> None:
     assert hostile.tags == parsed.tags
     assert [a[:2] for a in hostile.attributes] == [a[:2] for a in parsed.attributes]
     assert hostile.text("h1") == [clean(text)]
-    assert "\n".join(hostile.text("pre")) == f"\na\n{clean_lines(text)}"
+    first, *_ = pres = hostile.text("pre")
+    assert first == f"\na\n{clean_lines(text)}"
+    assert pres[1:] == [f"\n{clean_lines(text)}", "\na", "b"]
+    assert hostile.text("mark") == [clean_lines(text)]
     data = json.loads(hostile.text("script")[0])
     assert data["figure-0"]["lines"][0]["name"] == clean(text)
     assert data["texts-3"]["texts"][0]["10"] == clean_lines(text)
@@ -189,6 +217,24 @@ def test_any_text_leaves_the_structure_alone(text: str) -> None:
     assert other.tags == plain.tags
     assert [a[:2] for a in other.attributes] == [a[:2] for a in plain.attributes]
     assert other.text("h1") == [clean(text)]
+
+
+def test_page_without_plots_needs_no_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = Bars(
+        caption="c", name="n", parts=["in", "out"], columns=["all"],
+        bars=[
+            Bar(name="long", parts=[30.0, 10.0], texts=["40"]),
+            Bar(name="short", parts=[0.0, 1.0], texts=["1"]),
+            Bar(name="none", parts=[0.0, 0.0], texts=["0"]),
+        ],
+    )  # fmt: skip
+    monkeypatch.setattr(page_module, "_plotly", None)
+    data = render(Page(title="", lead="", sections=[Section(title="", blocks=[bars])]))
+    assert len(data) < 60_000
+    page = Parsed(data)
+    assert len(page.text("script")) == 2
+    # Of the whole width, which is that of the longest; nothing is drawn of nothing.
+    assert page.values("style") == ["width:75.00%", "width:25.00%", "width:2.50%"]
 
 
 def test_json_in_a_script_holds_nothing_that_ends_it() -> None:
@@ -260,7 +306,8 @@ def test_page_of_50_curves_of_100_000_rows_stays_small(
         caption="", axes=dict.fromkeys([*x, "elapsed_seconds"], ""), metrics={}, axis="step",
         lines=lines,
     )  # fmt: skip
-    empty = len(render(Page(title="", lead="", sections=[])))
+    nothing = Plot(caption="", x_title="", y_title="", traces=[])
+    empty = len(render(Page(title="", lead="", sections=[Section(title="", blocks=[nothing])])))
     whole = len(render(Page(title="", lead="", sections=[Section(title="", blocks=[block])])))
     record_property("n_bytes", whole)
     assert empty < 5.5e6

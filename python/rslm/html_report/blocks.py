@@ -155,6 +155,73 @@ class Texts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A row of `Bars`.
+
+    Attributes:
+        name: what it stands for.
+        parts: lengths that lie one behind the other; at least 0, on one scale in all rows.
+        texts: the numbers beside it, one a column.
+        note: what the name means.
+    """
+
+    name: str
+    parts: Sequence[float]
+    texts: Sequence[str]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Lying bars in a table, whose numbers say the same to those who see none.
+
+    Attributes:
+        caption: what they show, in a sentence.
+        name: heading of the rows' names.
+        parts: what the parts of each bar are, the first the strongest.
+        columns: headings of the numbers.
+        bars: the rows.
+    """
+
+    caption: str
+    name: str
+    parts: Sequence[str]
+    columns: Sequence[str]
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A text from outside, with what it is and a line about it.
+
+    Attributes:
+        marks: stretches of the text that the reader should see first: start and end, ascending.
+    """
+
+    title: str
+    note: str
+    text: str
+    marks: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassageGroup:
+    """Passages that are opened together."""
+
+    title: str
+    note: str = ""
+    passages: Sequence[Passage]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passages:
+    """Groups of texts side by side, each group shut until somebody wants to read it."""
+
+    caption: str
+    groups: Sequence[PassageGroup]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Notes:
     """Sentences that stand apart, under a title."""
 
@@ -162,7 +229,7 @@ class Notes:
     notes: Sequence[str]
 
 
-Block = Facts | Table | Curves | Plot | Forest | Texts | Notes
+Block = Facts | Table | Curves | Plot | Forest | Texts | Bars | Passages | Notes
 
 
 @dataclass(frozen=True, kw_only=True)

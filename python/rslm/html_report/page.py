@@ -1,8 +1,9 @@
 """A page as one HTML file that needs no network and forbids itself any.
 
-plotly.js, styles and script stand in the file. Its Content-Security-Policy runs the two scripts
-whose hashes it names and nothing else, and loads nothing; whatever comes from outside is escaped
-in HTML, in the data that the script reads, and by the script in what plotly draws.
+Styles and script stand in the file, and plotly.js where anything is plotted. Its
+Content-Security-Policy runs the scripts whose hashes it names and nothing else, and loads nothing;
+whatever comes from outside is escaped in HTML, in the data that the script reads, and by
+the script in what plotly draws.
 """
 
 import base64
@@ -14,18 +15,24 @@ from importlib.resources import files
 from string import Template
 
 from rslm.html_report import blocks
+from rslm.html_report.bars import bars
 from rslm.html_report.escaping import attribute, clean_lines, escape, to_json
 from rslm.html_report.figures import COLOURS, Figures, figure, palette
+from rslm.html_report.passages import passages
 
 LONG_NAME = 40
 """Characters from which on the name of a row is broken into lines."""
+
+_WITHOUT_SCRIPTS = (
+    '<noscript><p class="lead">The plots need JavaScript; tables and texts do not.</p></noscript>'
+)
 
 
 def render(page: blocks.Page) -> bytes:
     """The page as the bytes of an HTML file.
 
     Raises:
-        ModuleNotFoundError: plotly is not installed.
+        ModuleNotFoundError: something is plotted, and plotly is not installed.
     """
     figures: Figures = {}
     sections = [
@@ -35,20 +42,23 @@ def render(page: blocks.Page) -> bytes:
         f'<li><a href="#section-{n}">{escape(section.title)}</a></li>'
         for n, section in enumerate(page.sections)
     )
-    plotly, script = _script(_plotly()), _script(_asset("page.js"))
+    has_plots = any(figure["kind"] != "texts" for figure in figures.values())
+    scripts = [_script(_asset("page.js"))]
+    if has_plots:
+        scripts.insert(0, _script(_plotly()))
     return (
         Template(_asset("page.html"))
         .substitute(
-            hashes=f"{hash_of(plotly)} {hash_of(script)}",
+            hashes=" ".join(map(hash_of, scripts)),
             title=escape(page.title),
             style=_asset("page.css") + palette(),
             lead=escape(page.lead),
+            without_scripts=_WITHOUT_SCRIPTS * has_plots,
             contents=contents,
             sections="".join(sections),
             footer=escape(page.footer),
             data=to_json(figures),
-            plotly=plotly,
-            script=script,
+            scripts="\n".join(f"<script>{script}</script>" for script in scripts),
         )
         .encode()
     )
@@ -97,6 +107,10 @@ def _block(block: blocks.Block, figures: Figures) -> str:
             return _texts(block, figures)
         case blocks.Notes():
             return _notes(block)
+        case blocks.Bars():
+            return bars(block)
+        case blocks.Passages():
+            return passages(block)
         case blocks.Curves() | blocks.Plot() | blocks.Forest():
             return figure(block, figures)
 
