@@ -34,7 +34,7 @@ LAYERS = [
     [
         *["tokenizer", "attention", "layers", "kv_cache", "losses", "batches"],
         *["checkpoint", "run_log", "optimizer_setup", "distributed.*", "trackers"],
-        *["reference_curve", "memory_estimate", "environment"],
+        *["reference_curve", "memory_estimate", "environment", "data_report.*"],
     ],
     ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display", "plan"],
     ["infer.*", "plan_tables"],
@@ -55,7 +55,7 @@ TORCH_FREE = [
     *["allocator", "errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
-    *["run_folder", "runs", "series"],
+    *["run_folder", "runs", "series", "data_report.*"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
     *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
     *["profiling.cases", "profiling.tables", "experiment.*", "html_report.*", "scaling.*"],

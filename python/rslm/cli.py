@@ -72,6 +72,8 @@ COMMANDS = {
     "data export": Command("commands.data_tokens", "token ids as other programs read them"),
     "data run": Command("commands.data_run", "from web files to token files, as a config says"),
     "data plan": Command("commands.data_run", "what such a run would do, and has done"),
+    "data report": Command("commands.data_report", "what each step of a pipeline did"),
+    "data inspect": Command("commands.data_report", "one document's way through a pipeline"),
     "train": Command("commands.train", "train a Transformer", reads_config=True),
     "plan": Command("commands.plan", "what a run will take, before it starts", reads_config=True),
     "doctor": Command("commands.doctor", "whether a run would work here", reads_config=True),

@@ -1,0 +1,91 @@
+"""Documents found again where a stage had them: in the inputs, or in what a stage before wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from rslm.data.document import Document
+from rslm.data.documents import read_documents
+from rslm.data.pipeline.plan import Plan
+from rslm.data.pipeline.report import PASSES
+from rslm.data.pipeline.shards import read_shard
+from rslm.data.pipeline.stages import DOCUMENTS
+
+Place = tuple[int, int]
+"""A shard, and a row among the documents that are left in it before a stage."""
+CLUSTERS = "bin"
+"""Ending of the files that name the rows that a stage drops."""
+
+
+def inputs(plan: Plan, shard: int) -> Iterator[Document]:
+    """The documents that the first stage reads, in the order of their numbers.
+
+    Raises:
+        OSError: a file is not where it was.
+    """
+    given = plan.shards[shard]
+    for path, name, _ in given.files:
+        documents = read_documents(
+            path,
+            format=given.format,
+            text_field=given.text_field,
+            name=name,
+            limits=plan.config.limits,
+        )
+        for document in documents:
+            yield replace(document, source=given.source) if given.source else document
+
+
+def input_at(plan: Plan, shard: int, number: int) -> Document | None:
+    """The document of a number; None where the shard has no more so many."""
+    return next(islice(inputs(plan, shard), number, None), None)
+
+
+def writer_before(plan: Plan, stage: str) -> str:
+    """The last stage before one that wrote documents."""
+    return [name for name in _names_before(plan, stage) if name in PASSES][-1]
+
+
+def masks_before(plan: Plan, stage: str) -> list[str]:
+    """Stages between that drop documents without writing any, in their order."""
+    names = _names_before(plan, stage)
+    after = names[names.index(writer_before(plan, stage)) :]
+    return [name for name in after if name.endswith(".cluster")]
+
+
+def _names_before(plan: Plan, stage: str) -> list[str]:
+    names: list[str] = [each.name for each in plan.stages]
+    return names[: names.index(stage)]
+
+
+def rows_dropped(plan: Plan, mask: str, shard: int) -> frozenset[int]:
+    """Rows of a shard that a stage such as "exact.cluster" drops."""
+    from rslm.data.dedup.stages import dropped_rows
+
+    return frozenset(map(int, dropped_rows(plan.path(mask, 0, CLUSTERS), shard)))
+
+
+def documents_before(plan: Plan, stage: str, shard: int) -> Iterator[Document]:
+    """The documents of a shard that are left before a stage; their order numbers their rows."""
+    documents = read_shard(plan.path(writer_before(plan, stage), shard, DOCUMENTS))
+    for mask in masks_before(plan, stage):
+        documents = _without(documents, rows_dropped(plan, mask, shard))
+    return documents
+
+
+def _without(documents: Iterator[Document], dropped: frozenset[int]) -> Iterator[Document]:
+    return (document for row, document in enumerate(documents) if row not in dropped)
+
+
+def documents_at(plan: Plan, stage: str, places: Iterable[Place]) -> dict[Place, Document]:
+    """The documents at places before a stage; each shard is read once, up to the last place."""
+    rows: dict[int, set[int]] = {}
+    for shard, row in places:
+        rows.setdefault(shard, set()).add(row)
+    found: dict[Place, Document] = {}
+    for shard, wanted in sorted(rows.items()):
+        documents = islice(documents_before(plan, stage, shard), max(wanted) + 1)
+        found |= {(shard, row): each for row, each in enumerate(documents) if row in wanted}
+    return found
