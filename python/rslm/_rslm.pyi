@@ -16,28 +16,28 @@ __all__ = [
     "CountsReader",
     "EncodeIterator",
     "NgramIndex",
+    "ShardWriter",
     "StreamDecoder",
     "Tokenizer",
     "check_quality",
-    "clean_controls",
-    "ShardWriter",
     "check_repeated_lines",
+    "clean_controls",
     "cluster_edges",
     "count_line_files",
     "count_pretokens",
     "count_sentences",
     "decode_bytes",
     "encode_files",
-    "extract_readable",
-    "mask_pii",
-    "mask_pii_kind",
-    "page_problem",
     "exact_keys",
+    "extract_readable",
     "find_among",
     "join_signatures",
+    "mask_pii",
+    "mask_pii_kind",
     "merge_line_files",
     "minhash_signature",
     "normalize_texts",
+    "page_problem",
     "pattern_engine",
     "permute",
     "plan_packing",
@@ -229,6 +229,7 @@ def decode_bytes(page: bytes, label: str) -> tuple[str, str]: ...
 def unpack_member(
     packed: bytes, start: int, max_bytes: int, max_inflation: int
 ) -> tuple[bytes | None, int]: ...
+
 # Normalisation, words of a shingle, whether fewer are one shingle, bands, threshold, factors,
 # summands.
 _MinHashArguments = tuple[

@@ -126,6 +126,13 @@ mod _rslm {
     use super::web::decontaminate::NgramIndex;
     #[cfg(feature = "web")]
     #[pymodule_export]
+    use super::web::dedup::{
+        ShardWriter, check_repeated_lines, cluster_edges, count_line_files, exact_keys, find_among,
+        join_signatures, merge_line_files, minhash_signature, normalize_texts, read_dropped_rows,
+        rewrite_line_files, rewrite_lines,
+    };
+    #[cfg(feature = "web")]
+    #[pymodule_export]
     use super::web::extract::{extract_readable, page_problem};
     #[cfg(feature = "web")]
     #[pymodule_export]
@@ -136,11 +143,6 @@ mod _rslm {
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::quality::{check_quality, count_sentences, unicode_words};
-    use super::web::dedup::{
-        ShardWriter, check_repeated_lines, cluster_edges, count_line_files, exact_keys, find_among,
-        join_signatures, merge_line_files, minhash_signature, normalize_texts, read_dropped_rows,
-        rewrite_line_files, rewrite_lines,
-    };
 
     /// Whether this is an optimised build; benchmarks refuse to time any other.
     #[pymodule_export]
