@@ -4,8 +4,8 @@
 
 Book pages are runs of paragraphs inside one of several sites' furniture: menus, notices of
 cookies, lists of other pages, footers. Beside them stand copies, near-copies and pages of no
-use, in shares of the table `DIRT`. `truth.jsonl` says of each record what it is, so that a
-pipeline can be judged page by page. The same arguments give the same bytes but for gzip's.
+use, in shares of the table `DIRT`. `truth.jsonl` says of each record what it is and which
+book page it shows, so that a pipeline can be judged page by page. The same arguments give the same bytes but for gzip's.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import TextIO
 
 from peer_inputs import DOCUMENT_END, read_xz
 from warcio.statusandheaders import StatusAndHeaders
@@ -120,8 +121,8 @@ def read_books(path: Path) -> Iterator[list[str]]:
 
 def make_pages(
     books: Iterator[list[str]], options: argparse.Namespace, rng: random.Random
-) -> Iterator[tuple[str, str]]:
-    """Kind and HTML of each page."""
+) -> Iterator[tuple[str, int | None, str]]:
+    """Kind, number of the book page and HTML of each page."""
     counts = {kind: round(share * options.pages) for kind, share in DIRT.items()}
     clean = []
     for _ in range(options.pages - sum(counts.values())):
@@ -130,18 +131,20 @@ def make_pages(
             if rng.random() < 0.1:
                 clean.append(page)
                 break
-    for page in clean:
-        yield "book", dress(with_personal_data(page, rng), rng)
+    for number, page in enumerate(clean):
+        yield "book", number, dress(with_personal_data(page, rng), rng)
     for _ in range(counts.pop("copy")):
-        yield "copy", dress(rng.choice(clean), rng)
+        number = rng.randrange(len(clean))
+        yield "copy", number, dress(clean[number], rng)
     for _ in range(counts.pop("near_copy")):
-        yield "near_copy", dress(touch(rng.choice(clean), rng), rng)
+        number = rng.randrange(len(clean))
+        yield "near_copy", number, dress(touch(clean[number], rng), rng)
     foreign = (text for text in read_texts(options.foreign) if "</" not in text[:2000])
     for _ in range(counts.pop("foreign")):
-        yield "foreign", dress(next(foreign).strip().split("\n")[:60], rng)
+        yield "foreign", None, dress(next(foreign).strip().split("\n")[:60], rng)
     for kind, n in counts.items():
         for _ in range(n):
-            yield kind, dress(JUNK[kind](rng), rng)
+            yield kind, None, dress(JUNK[kind](rng), rng)
 
 
 def touch(paragraphs: list[str], rng: random.Random) -> list[str]:
@@ -227,15 +230,19 @@ def dress(paragraphs: list[str], rng: random.Random) -> str:
 
 
 def write_shard(
-    path: Path, pages: list[tuple[str, str]], shard: int, truth: object, rng: random.Random
+    path: Path,
+    pages: list[tuple[str, int | None, str]],
+    shard: int,
+    truth: TextIO,
+    rng: random.Random,
 ) -> None:
     with path.open("wb") as file:
         writer = WARCWriter(file, gzip=True)
-        for row, (kind, page) in enumerate(pages):
+        for row, (kind, number, page) in enumerate(pages):
             id = f"urn:uuid:{rng.getrandbits(128):032x}"
             url = f"http://site{rng.randint(1, 50)}.example/{shard}/{row}"
             write_page(writer, id, url, page)
-            print(json.dumps({"id": id, "kind": kind}), file=truth)
+            print(json.dumps({"id": id, "kind": kind, "page": number}), file=truth)
 
 
 def write_page(writer: WARCWriter, id: str, url: str, page: str) -> None:
