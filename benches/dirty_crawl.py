@@ -5,7 +5,8 @@
 Book pages are runs of paragraphs inside one of several sites' furniture: menus, notices of
 cookies, lists of other pages, footers. Beside them stand copies, near-copies and pages of no
 use, in shares of the table `DIRT`. `truth.jsonl` says of each record what it is and which
-book page it shows, so that a pipeline can be judged page by page. The same arguments give the same bytes but for gzip's.
+book page it shows, so that a pipeline can be judged page by page. The same arguments give the
+same bytes.
 """
 
 import argparse
