@@ -14,7 +14,9 @@ def one_line(message: str) -> str:
 
     >>> one_line("out must be new, got runs\nname another")
     'out must be new, got runs; name another'
+    >>> one_line("")
+    ''
     """
     lines = [line.strip() for line in message.split("\n") if line.strip()]
     ends = [" " if line.endswith((".", ":", ";", ",")) else "; " for line in lines]
-    return "".join(map("".join, zip(lines, [*ends[:-1], ""], strict=True)))
+    return "".join(map("".join, zip(lines, [*ends[:-1], ""], strict=False)))
