@@ -303,9 +303,9 @@ def test_an_id_twice_is_refused() -> None:
     ("changes", "message"),
     [
         ({"n_bands": 7}, "n_bands must divide n_hashes, got 7 bands of 100 hashes"),
-        ({"n_hashes": 0}, "n_hashes must be at least 1, got 0"),
-        ({"n_bands": 0}, "n_bands must be at least 1, got 0"),
-        ({"ngram_words": 0}, "ngram_words must be at least 1, got 0"),
+        ({"n_hashes": 0}, "n_hashes must be from 1 to 10000, got 0"),
+        ({"n_bands": 0}, "n_bands must be from 1 to 10000, got 0"),
+        ({"ngram_words": 0}, "ngram_words must be from 1 to 10000, got 0"),
         ({"jaccard_threshold": 0.0}, "jaccard_threshold must be above 0 and at most 1"),
         ({"jaccard_threshold": 1.1}, "jaccard_threshold must be above 0 .* got 1.1"),
         ({"jaccard_threshold": float("nan")}, "jaccard_threshold must be above 0 .* got nan"),

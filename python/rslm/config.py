@@ -139,6 +139,9 @@ def _convert_scalar(value: Any, hint: Any, name: str, source: str) -> Any:
     # To Python a bool is an int; to a config file it never is.
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(_mismatch(name, kind, value, source))
+    # As a path it would be the working folder, which nobody means by it.
+    if hint is Path and value == "":
+        raise ValueError(_mismatch(name, kind, value, source))
     try:
         return hint(value)
     except OverflowError:

@@ -18,6 +18,7 @@ from rslm.data.members import PIECE_BYTES, SegmentEnd, packing_of, read_pieces, 
 
 # So much may be put back before it must be in proportion to what was read.
 _UNREAD_FREE_BYTES = 64 << 20
+_MAX_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,12 @@ class Limits:
     max_inflation: int = 200
     """Unpacked bytes for each packed one, in a member beyond 1 MiB: `zip_bomb`. Pages seldom
     reach 20; gzip's limit is 1,032."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        for name, value in vars(self).items():
+            if not 1 <= value <= _MAX_LIMIT:
+                raise ValueError(f"{name} must be from 1 to 2^62, got {value}")
 
 
 # Stands for the segment after the last.

@@ -37,6 +37,9 @@ from rslm.data.dedup.shards import MEMORY_LIMIT_BYTES, fill
 from rslm.data.dedup.shingles import ShortDocuments, hash_shingles, jaccard, make_shingles
 from rslm.data.dedup.union_find import UnionFind
 
+# Far beyond any use: signatures of so many hashes take 80 kB a document.
+_MAX_NUMBER = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class MinHashOptions:
@@ -69,8 +72,10 @@ class MinHashOptions:
 
     def __post_init__(self) -> None:
         for name in ("n_hashes", "n_bands", "ngram_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= _MAX_NUMBER:
+                raise ValueError(
+                    f"{name} must be from 1 to {_MAX_NUMBER}, got {getattr(self, name)}"
+                )
         if self.n_hashes % self.n_bands:
             raise ValueError(
                 f"n_bands must divide n_hashes, got {self.n_bands} bands of {self.n_hashes} hashes"
