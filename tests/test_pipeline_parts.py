@@ -170,9 +170,29 @@ def test_preset_is_a_config(tmp_path: Path, name: str) -> None:
         ({"quality": {"presets": ["c4", "c4"]}}, "quality.presets must differ"),
         ({"minhash": {"preset": "course", "n_bands": 7}}, "n_bands must divide n_hashes"),
         ({"watchdog_seconds": 0.1}, "watchdog_seconds must be from 1 to 86400, got 0.1"),
-        ({"n_samples": -1}, "n_samples must be at least 0, got -1"),
-        ({"seed": -1}, "seed must be between 0"),
+        ({"n_samples": -1}, "n_samples must be from 0 to 100000, got -1"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
         ({"tokenize": {"validation_share": 1.0}}, "tokenize.validation_share must be"),
+        ({"n_ranges": 10**10}, "n_ranges must be from 0 to 4096, got 10000000000"),
+        (
+            {"language": {"languages": ["en"], "min_score": 7.0}},
+            "language.min_score must be from 0",
+        ),
+        ({"language": {"languages": ["en"], "min_score": float("nan")}}, "to 1, got nan"),
+        ({"language": {"languages": ["any", "en"]}}, r'must be \["any"\] or codes, got any, en'),
+        ({"language": {"languages": [""]}}, "must be codes such as"),
+        ({"lines": {"keep": "first", "min_words": -3}}, "lines.min_words must be from 0"),
+        ({"minhash": {"preset": "course", "ngram_words": 10**20}}, "ngram_words must be from 1 to"),
+        ({"limits": {"max_record_bytes": 0}}, "max_record_bytes must be from 1 to"),
+        ({"decontaminate": {"paths": [""]}}, "decontaminate.paths must be a path, got ''"),
+        ({"out": ""}, "out must be a path, got ''"),
+        ({"lines": {"min_words": 5}}, "lines.min_words must come with lines.keep"),
+        ({"minhash": {"n_bands": 5}}, "minhash.n_bands must come with minhash.preset"),
+        ({"language": {"min_score": 0.5}}, "must come with language.languages"),
+        (
+            {"classifiers": [{"model": "m", "label": "a", "min_score": 0.5, "max_score": 0.4}]},
+            "max_score of the classifier m must be from 0.5 to 1, got 0.4",
+        ),
         ({"tokenize": {"score": "x"}}, "tokenize.score must be the name of a classifier"),
         ({"inputs": [{"paths": ["a"], "weight": 1.0}]}, "must have a name, got none for a"),
         (
@@ -195,6 +215,7 @@ def test_config_refuses(changes: dict[str, Any], message: str) -> None:
         ({"url_filter": {"lists": __file__}}, "url_filter.lists must be a folder"),
         ({"classifiers": [{"model": "/no/c.bin", "label": "a"}]}, "classifier c must exist"),
         ({"decontaminate": {"paths": ["/no/set"]}}, "decontaminate.paths must exist"),
+        ({"language": {"languages": ["english"]}}, "codes that the model knows, .* got 'english'"),
         ({"out": __file__}, "out must be a folder"),
         ({"tokenize": {"tokenizer": __file__}}, "test_pipeline_parts.py"),
         ({"url_filter": {"lists": str(Path(__file__).parent)}}, "must hold one of"),
@@ -250,6 +271,16 @@ def test_pages_of_a_folder_are_one_task(tmp_path: Path) -> None:
 def test_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"inputs must exist, got .*/\*\.jsonl"):
         make_plan(config_of(tmp_path / "*.jsonl", tmp_path / "out"))
+
+
+def test_folder_to_write_into_is_no_input(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in")
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder, folder / "out", tmp_path / "link" / "out"):
+        with pytest.raises(ValueError, match=r"must not lie in .*, got "):
+            make_plan(config_of(folder, out))
+    with pytest.raises(ValueError, match=r"inputs must not lie in out, .*, got .*0\.jsonl"):
+        make_plan(config_of(folder, tmp_path))
 
 
 @pytest.fixture

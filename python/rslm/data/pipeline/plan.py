@@ -23,6 +23,7 @@ from rslm import _rslm
 from rslm.config import Record, from_record, to_record, to_toml
 from rslm.data.documents import Format, format_of
 from rslm.data.pipeline.config import InputConfig, PipelineConfig
+from rslm.data.pipeline.config_checks import check_places
 from rslm.data.pipeline.shards import written_beside
 from rslm.errors import FormatError
 
@@ -155,6 +156,7 @@ def make_plan(config: PipelineConfig) -> Plan:
     )
     if not shards:
         raise ValueError("inputs must name at least one file, got none")
+    check_places(config, (file for shard in shards for file, _, _ in shard.files))
     total = sum(shard.n_bytes for shard in shards)
     n_ranges = config.n_ranges or min(max(total // _RANGE_BYTES, _MIN_RANGES), _MAX_RANGES)
     plan = Plan(config=config, shards=shards, stages=(), n_ranges=n_ranges)
