@@ -334,3 +334,9 @@ def test_array_of_slurm_names_the_tasks(
     assert command("run", str(config), "--stage", "filter")[0] == 0
     done = sorted(path.name for path in (tmp_path / "out" / "filter").glob("*.report.json"))
     assert done == ["00001.report.json"]
+    code, _, told = command("run", str(config), "--stage", "filter", "--n-tasks", "0")
+    assert (code, told) == (2, "error: task_index must be at least 0 and below n_tasks, 0, got 0\n")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "two")
+    code, _, told = command("run", str(config), "--stage", "filter")
+    assert code == 2
+    assert "SLURM_ARRAY_TASK_MIN must be whole numbers, got two, 2, 1" in told
