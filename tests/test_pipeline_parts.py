@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipelines import ALL_STEPS, config_of, write_inputs
+from pipelines import ALL_STEPS, config_of, run, write_inputs
 
 from rslm import cli
 from rslm.config import from_record, read_config, to_toml
@@ -16,6 +16,8 @@ from rslm.data.document import Document
 from rslm.data.pipeline import PipelineConfig, make_plan, read_pipeline_config, read_plan
 from rslm.data.pipeline.checks import check_config
 from rslm.data.pipeline.config import preset_names
+from rslm.data.pipeline.documents_pass import read_skip
+from rslm.data.pipeline.marks import read_mark
 from rslm.data.pipeline.plan import write_plan
 from rslm.data.pipeline.pulse import N_BYTES, RESTING, begin_resting, read_beat
 from rslm.data.pipeline.shards import (
@@ -236,9 +238,27 @@ def test_plan_survives_writing(tmp_path: Path) -> None:
     plan.folder.mkdir()
     write_plan(plan)
     assert read_plan(plan.folder) == plan
-    (plan.folder / "plan.json").write_text("{}")
-    with pytest.raises(FormatError, match="must hold the plan of a pipeline"):
-        read_plan(plan.folder)
+    changed = json.loads((plan.folder / "plan.json").read_text())
+    changed["stages"][0]["n_tasks"] = 1
+    for text in ("{}", "[]", "[" * 100_000, "", json.dumps(changed)):
+        (plan.folder / "plan.json").write_text(text)
+        with pytest.raises(FormatError, match="must hold the plan of a pipeline"):
+            read_plan(plan.folder)
+
+
+def test_changed_mark_is_none(tmp_path: Path) -> None:
+    config = config_of(write_inputs(tmp_path / "in", 1, 3), tmp_path / "out")
+    run(config)
+    plan, path = make_plan(config), config.out / "filter" / "00000.report.json"
+    assert read_mark(plan, "filter", 0) is not None
+    record = json.loads(path.read_text())
+    changed = record | {"n_rows": record["n_rows"] + 1}
+    for text in ("{}", "[]", "null", "[" * 100_000, json.dumps(changed)):
+        path.write_text(text)
+        assert read_mark(plan, "filter", 0) is None
+    for text in ("[]", "{}", '{"hash": "h", "skip": []}', "[" * 100_000):
+        path.write_text(text)
+        assert read_skip(path, "h") == {}
 
 
 def test_hash_is_of_what_determines_bytes(tmp_path: Path) -> None:

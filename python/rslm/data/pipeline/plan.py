@@ -138,6 +138,28 @@ class Plan:
         return digest([self.stage(stage).hash, index, of_inputs])
 
 
+def checked_record(record: Record) -> Record:
+    """A record with a checksum of its values, so that it is known what was changed since."""
+    return record | {"checksum": _checksum(record)}
+
+
+def unchecked_record(record: Record) -> Record:
+    """The record that `checked_record` was given.
+
+    Raises:
+        ValueError: its checksum is another.
+    """
+    values = {name: value for name, value in record.items() if name != "checksum"}
+    if record.get("checksum") != _checksum(values):
+        raise ValueError("its checksum is another, so it was changed or damaged")
+    return values
+
+
+def _checksum(record: Record) -> str:
+    # As it is read back, where tuples are lists and all names strings.
+    return digest(json.loads(json.dumps(record)))
+
+
 def digest(value: Any) -> str:
     """A hash of plain values."""
     data = json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -316,7 +338,7 @@ def write_plan(plan: Plan) -> None:
 
     Processes of several machines may do so at once.
     """
-    record = json.dumps(_plan_record(plan), indent=1).encode()
+    record = json.dumps(checked_record(_plan_record(plan)), indent=1).encode()
     for name, data in ((PLAN_FILE, record), ("config.toml", to_toml(plan.config).encode())):
         path = plan.folder / name
         if not path.exists() or path.read_bytes() != data:
@@ -343,7 +365,7 @@ def read_plan(folder: Path) -> Plan:
     """
     path = folder / PLAN_FILE
     try:
-        record = json.loads(path.read_bytes())
+        record = unchecked_record(json.loads(path.read_bytes()))
         return Plan(
             # The folder may have been moved since.
             config=replace(from_record(PipelineConfig, record["config"]), out=folder),
@@ -351,7 +373,7 @@ def read_plan(folder: Path) -> Plan:
             stages=tuple(Stage(**stage) for stage in record["stages"]),
             n_ranges=record["n_ranges"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path}: must hold the plan of a pipeline: {error}") from error
 
 

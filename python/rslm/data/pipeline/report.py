@@ -1,6 +1,6 @@
 """What a pipeline did, read from what its tasks left; from a run that is under way, too.
 
-Files, all in the pipeline's folder:
+Files, all in the pipeline's folder; the first two have a `checksum` of their values, too:
 
 - `plan.json`: `rslm` (version), `config` (resolved), `n_ranges`, `stages` (`name`, `n_tasks`,
   `hash`), `shards` (`files`: lists of path, name and packed bytes; `format`, `text_field`,
