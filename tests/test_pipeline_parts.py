@@ -1,6 +1,7 @@
 """The parts of a pipeline: its config, its plan, its counts, its files, its commands."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipelines import ALL_STEPS, config_of, run, write_inputs
 from rslm import cli
 from rslm.config import from_record, read_config, to_toml
 from rslm.data.document import Document
+from rslm.data.documents import read_documents
 from rslm.data.pipeline import PipelineConfig, make_plan, read_pipeline_config, read_plan
 from rslm.data.pipeline.checks import check_config
 from rslm.data.pipeline.config import preset_names
@@ -291,6 +293,30 @@ def test_pages_of_a_folder_are_one_task(tmp_path: Path) -> None:
 def test_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"inputs must exist, got .*/\*\.jsonl"):
         make_plan(config_of(tmp_path / "*.jsonl", tmp_path / "out"))
+
+
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in", 1, 1)
+    os.mkfifo(folder / "pipe.jsonl")
+    for place in (folder, folder / "pipe.jsonl", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="is a pipe or device"):
+            make_plan(config_of(place, tmp_path / "out"))
+    with pytest.raises(ValueError, match="is a pipe or device"):
+        list(read_documents(folder / "pipe.jsonl"))
+    config = config_of(folder, tmp_path / "out", tokenize={"tokenizer": str(folder / "pipe.jsonl")})
+    with pytest.raises(ValueError, match="is a pipe or device"):
+        check_config(config)
+
+
+def test_links_in_circles_lead_to_a_file_once(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in", 2, 1)
+    (folder / "again").symlink_to(".")
+    for place in (folder, folder / "**" / "*.jsonl"):
+        shards = make_plan(config_of(place, tmp_path / "out")).shards
+        assert [file for shard in shards for file, _, _ in shard.files] == [
+            str(folder / "0.jsonl"),
+            str(folder / "1.jsonl"),
+        ]
 
 
 def test_folder_to_write_into_is_no_input(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import stat
 import unicodedata
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from typing import Any, Literal
 from rslm import _rslm
 from rslm.config import Record, from_record, to_record, to_toml
 from rslm.data.documents import Format, format_of
+from rslm.data.pipeline.checked import checked_record, unchecked_record
 from rslm.data.pipeline.config import InputConfig, PipelineConfig
 from rslm.data.pipeline.config_checks import check_places
 from rslm.data.pipeline.shards import written_beside
@@ -138,28 +140,6 @@ class Plan:
         return digest([self.stage(stage).hash, index, of_inputs])
 
 
-def checked_record(record: Record) -> Record:
-    """A record with a checksum of its values, so that it is known what was changed since."""
-    return record | {"checksum": _checksum(record)}
-
-
-def unchecked_record(record: Record) -> Record:
-    """The record that `checked_record` was given.
-
-    Raises:
-        ValueError: its checksum is another.
-    """
-    values = {name: value for name, value in record.items() if name != "checksum"}
-    if record.get("checksum") != _checksum(values):
-        raise ValueError("its checksum is another, so it was changed or damaged")
-    return values
-
-
-def _checksum(record: Record) -> str:
-    # As it is read back, where tuples are lists and all names strings.
-    return digest(json.loads(json.dumps(record)))
-
-
 def digest(value: Any) -> str:
     """A hash of plain values."""
     data = json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -198,16 +178,29 @@ def find_shards(given: InputConfig, number: int) -> list[Shard]:
             raise FileNotFoundError(f"inputs must exist, got {pattern}")
         for path in found:
             files |= _files_at(path, given.format)
+        if len(found) > 1:
+            files = _without_loops(files)
     shards: list[Shard] = []
     pages: list[tuple[str, str, int]] = []
     for path in sorted(files):
-        entry = (path, files[path], Path(path).stat().st_size)
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"inputs must be regular files, but {path} is a pipe or device")
+        entry = (path, files[path], status.st_size)
         kind = given.format or format_of(path) or "text"
         if kind == "html":
             pages.append(entry)
         else:
             shards.append(_shard(given, number, kind, (entry,)))
     return [_shard(given, number, "html", group) for group in _groups(pages)] + shards
+
+
+def _without_loops(files: Mapping[str, str]) -> dict[str, str]:
+    """Each file by its shortest path, for patterns follow links, which may lead to themselves."""
+    shortest: dict[str, str] = {}
+    for path in sorted(files, key=lambda path: (path.count(os.sep), path)):
+        shortest.setdefault(os.path.realpath(path), path)
+    return {path: files[path] for path in shortest.values()}
 
 
 def _files_at(path: str, format: Format | None) -> dict[str, str]:
