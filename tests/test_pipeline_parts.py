@@ -99,6 +99,12 @@ def test_samples_do_not_depend_on_how_documents_are_dealt(
     assert shown(entries[::-1]).records() == whole
 
 
+def test_sample_is_small_whatever_it_is_called() -> None:
+    samples, name = Samples(1, 0), "n" * 1_000_000
+    samples.offer("s", "", 0, Document(id=name, text=name, url=name, source=name))
+    assert len(json.dumps(samples.records())) < 10_000
+
+
 def test_shard_survives_writing(tmp_path: Path) -> None:
     documents = [
         Document(
