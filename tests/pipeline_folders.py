@@ -17,10 +17,10 @@ from rslm.data.pipeline.config import (
 )
 from rslm.data.pipeline.documents_pass import PassFiles, pass_documents
 from rslm.data.pipeline.marks import Mark, Task, chain, tasks_of, write_mark
-from rslm.data.pipeline.plan import Plan, make_plan, write_plan
+from rslm.data.pipeline.plan import DOCUMENTS, INDEX, SAMPLES, Plan, make_plan, write_plan
 from rslm.data.pipeline.pulse import Pulse
 from rslm.data.pipeline.shards import read_shard
-from rslm.data.pipeline.stages import DOCUMENTS, INDEX, SAMPLES, run_task
+from rslm.data.pipeline.stages import run_task
 from rslm.data.pipeline.steps import Decision, Step
 from rslm.data.pipeline.tally import Amount, Samples, StepTally
 

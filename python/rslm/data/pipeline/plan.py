@@ -27,6 +27,12 @@ from rslm.data.pipeline.shards import written_beside
 from rslm.errors import FormatError
 
 PLAN_FILE = "plan.json"
+# Endings of a task's files.
+DOCUMENTS = "jsonl.zst"
+INDEX = "index.jsonl.zst"
+SAMPLES = "samples.jsonl.zst"
+SKIP = "skip.json"
+PLACES = "bin"
 # Goes up with every change of what a stage writes.
 _VERSION = 1
 # What a folder's pages are taken together to, so that a task is worth starting.
@@ -48,6 +54,8 @@ StageName = Literal[
     "finalize",
     "tokenize",
 ]
+PASSES: tuple[StageName, ...] = ("filter", "lines.rewrite", "finalize")
+"""The stages that write documents."""
 
 
 @dataclass(frozen=True, kw_only=True)

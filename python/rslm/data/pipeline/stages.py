@@ -12,12 +12,11 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rslm.data.document import Document
-from rslm.data.documents import read_documents
 from rslm.data.pipeline.documents_pass import (
     PassFiles,
     Ranges,
@@ -25,21 +24,32 @@ from rslm.data.pipeline.documents_pass import (
     read_skip,
 )
 from rslm.data.pipeline.marks import Mark, Task, read_mark, write_mark
-from rslm.data.pipeline.plan import Plan, StageName, digest
+from rslm.data.pipeline.places import (
+    documents_before,
+    documents_written_before,
+    inputs,
+    masks_before,
+    rows_dropped,
+)
+from rslm.data.pipeline.plan import (
+    DOCUMENTS,
+    INDEX,
+    PLACES,
+    SAMPLES,
+    SKIP,
+    Plan,
+    StageName,
+    digest,
+)
 from rslm.data.pipeline.pulse import Pulse
-from rslm.data.pipeline.shards import hash_file, read_shard, written_beside
+from rslm.data.pipeline.shards import hash_file, written_beside
 from rslm.data.pipeline.steps import Step, drop_rows, filter_steps, lines_step, pii_step
 from rslm.data.pipeline.tally import Amount, Samples, StepTally
 from rslm.files import locked
 from rslm.process import n_cpus
 
-DOCUMENTS = "jsonl.zst"
-INDEX = "index.jsonl.zst"
-SAMPLES = "samples.jsonl.zst"
-SKIP = "skip.json"
-_DATA = "bin"
-# What drops documents without writing any, and the reason that the next pass gives.
-_MASKS: dict[StageName, str] = {
+# The reason that the pass behind gives for what each of these drops.
+_MASKS = {
     "exact.cluster": "exact_duplicate",
     "minhash.cluster": "near_duplicate",
 }
@@ -88,7 +98,7 @@ def _filter(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges)
     skipped: Counter[str] = Counter()
     steps = filter_steps(plan.config)
     started = time.process_time()
-    mark = _pass(plan, task, attempt, pulse, careful, _inputs(plan, task.index, skipped), steps)
+    mark = _pass(plan, task, attempt, pulse, careful, inputs(plan, task.index, skipped), steps)
     read = StepTally(taken=Amount(bytes=plan.shards[task.index].n_bytes))
     read.given = dataclasses.replace(mark.steps["skip"].taken)
     read.drops = {reason: Amount(documents=n) for reason, n in sorted(skipped.items())}
@@ -99,26 +109,11 @@ def _filter(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges)
     return dataclasses.replace(mark, steps={"read": read} | mark.steps)
 
 
-def _inputs(plan: Plan, index: int, skipped: Counter[str]) -> Iterator[Document]:
-    """The documents of a shard's files."""
-    shard = plan.shards[index]
-    for path, name, _ in shard.files:
-        for document in read_documents(
-            path,
-            format=shard.format,
-            text_field=shard.text_field,
-            name=name,
-            limits=plan.config.limits,
-            skipped=skipped,
-        ):
-            yield dataclasses.replace(document, source=shard.source) if shard.source else document
-
-
 def _rewrite_lines(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges) -> Mark:
     steps = _mask_steps(plan, "lines.rewrite", task.index)
-    merged = _files_of(plan, "lines.merge", _DATA)
+    merged = _files_of(plan, "lines.merge", PLACES)
     steps["lines"] = lines_step(merged, task.index, plan.config.lines)
-    documents = read_shard(_written_before(plan, "lines.rewrite", task.index))
+    documents = documents_written_before(plan, "lines.rewrite", task.index)
     return _pass(plan, task, attempt, pulse, careful, documents, steps)
 
 
@@ -127,7 +122,7 @@ def _finalize(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Range
     steps = _mask_steps(plan, "finalize", task.index)
     if plan.config.pii.preset is not None:
         steps["pii"] = pii_step(plan.config.pii.preset)
-    documents = read_shard(_written_before(plan, "finalize", task.index))
+    documents = documents_written_before(plan, "finalize", task.index)
     return _pass(plan, task, attempt, pulse, careful, documents, steps)
 
 
@@ -170,48 +165,11 @@ def _mark(plan: Plan, task: Task, files: dict[str, str], **found: Any) -> Mark:
     )
 
 
-def _writer_before(plan: Plan, stage: StageName) -> StageName:
-    """The last stage before this one that wrote documents."""
-    names = [each.name for each in plan.stages]
-    before = names[: names.index(stage)]
-    return "lines.rewrite" if "lines.rewrite" in before else "filter"
-
-
-def _written_before(plan: Plan, stage: StageName, index: int) -> Path:
-    return plan.path(_writer_before(plan, stage), index, DOCUMENTS)
-
-
-def _masks_before(plan: Plan, stage: StageName) -> list[StageName]:
-    """The stages between that drop documents without writing any, in their order."""
-    names = [each.name for each in plan.stages]
-    between = names[names.index(_writer_before(plan, stage)) : names.index(stage)]
-    return [name for name in between if name in _MASKS]
-
-
 def _mask_steps(plan: Plan, stage: StageName, index: int) -> dict[str, Step]:
     return {
-        mask.partition(".")[0]: drop_rows(_dropped(plan, mask, index), _MASKS[mask])
-        for mask in _masks_before(plan, stage)
+        mask.partition(".")[0]: drop_rows(rows_dropped(plan, mask, index), _MASKS[mask])
+        for mask in masks_before(plan, stage)
     }
-
-
-def _dropped(plan: Plan, mask: StageName, index: int) -> Callable[[int], bool]:
-    from rslm.data.dedup.stages import dropped_rows
-
-    rows = set(map(int, dropped_rows(plan.path(mask, 0, _DATA), index)))
-    return rows.__contains__
-
-
-def _texts_before(plan: Plan, stage: StageName, index: int) -> Iterator[str]:
-    """The texts that are left before a stage; their order numbers them."""
-    documents = read_shard(_written_before(plan, stage, index))
-    for mask in _masks_before(plan, stage):
-        documents = _without(documents, _dropped(plan, mask, index))
-    return (document.text for document in documents)
-
-
-def _without(documents: Iterator[Document], dropped: Callable[[int], bool]) -> Iterator[Document]:
-    return (document for row, document in enumerate(documents) if not dropped(row))
 
 
 def _files_of(plan: Plan, stage: StageName, ending: str) -> list[Path]:
@@ -223,25 +181,23 @@ def _read_places(plan: Plan, task: Task, attempt: str) -> Mark:
     from rslm.data.dedup import stages as dedup
 
     started, n_ranges, shard = time.process_time(), plan.n_ranges, task.index
-    target = plan.path(task.stage, task.index, _DATA)
+    target = plan.path(task.stage, task.index, PLACES)
     amount, name = Amount(), task.stage
 
-    def counted(texts: Iterator[str]) -> Iterator[str]:
-        for text in texts:
+    def counted() -> Iterator[str]:
+        for document in documents_before(plan, name, shard):
+            text = document.text
             amount.add(Amount(documents=1, bytes=len(text.encode()), characters=len(text)))
             yield text
 
-    tally = StepTally(taken=amount, given=amount)
+    texts, tally = counted(), StepTally(taken=amount, given=amount)
     with written_beside(target, attempt) as beside:
         if name == "lines.count":
-            texts = counted(_texts_before(plan, "lines.count", shard))
             n_lines = dedup.count_lines(texts, shard, beside, n_ranges=n_ranges)
             tally.counts["lines"] = n_lines
         elif name == "exact.sign":
-            texts = counted(_texts_before(plan, "exact.sign", shard))
             dedup.sign_exact(texts, shard, beside, n_ranges=n_ranges)
         else:
-            texts = counted(_texts_before(plan, "minhash.sign", shard))
             options = plan.config.minhash.options()
             dedup.sign_minhash(texts, shard, beside, options=options, n_ranges=n_ranges)
     tally.cpu_seconds = time.process_time() - started
@@ -254,15 +210,15 @@ def _merge_places(plan: Plan, task: Task, attempt: str) -> Mark:
     from rslm.data.dedup import stages as dedup
 
     started, kind = time.process_time(), task.stage.partition(".")[0]
-    target = plan.path(task.stage, task.index, _DATA)
+    target = plan.path(task.stage, task.index, PLACES)
     found: Any
     with written_beside(target, attempt) as beside:
         match task.stage:
             case "lines.merge":
-                files = _files_of(plan, "lines.count", _DATA)
+                files = _files_of(plan, "lines.count", PLACES)
                 found = dedup.merge_lines(files, task.index, beside, n_ranges=plan.n_ranges)
             case "exact.join" | "minhash.join":
-                files = _files_of(plan, _sign_stage(kind), _DATA)
+                files = _files_of(plan, _sign_stage(kind), PLACES)
                 found = dedup.join(files, task.index, beside)
             case _:
                 found = _cluster(plan, kind, beside)
@@ -280,7 +236,7 @@ def _sign_stage(kind: str) -> StageName:
 def _cluster(plan: Plan, kind: str, target: Path) -> Any:
     from rslm.data.dedup import stages as dedup
 
-    edges = _files_of(plan, "exact.join" if kind == "exact" else "minhash.join", _DATA)
+    edges = _files_of(plan, "exact.join" if kind == "exact" else "minhash.join", PLACES)
     keep, seed = plan.config.exact.keep or "first", plan.config.seed
     if kind == "minhash":
         options = plan.config.minhash.options()

@@ -7,7 +7,7 @@ What a step needs, such as a model, is loaded where the step is made, and its mo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ def pii_step(preset: PiiPreset) -> Step:
     return mask
 
 
-def drop_rows(dropped: Callable[[int], bool], reason: str) -> Step:
+def drop_rows(dropped: Collection[int], reason: str) -> Step:
     """Drops by the number of the document in the order in which they come."""
     row = 0
 
@@ -249,7 +249,7 @@ def drop_rows(dropped: Callable[[int], bool], reason: str) -> Step:
         nonlocal row
         first, row = row, row + len(documents)
         return [
-            Decision(document=document, reason=reason if dropped(number) else "")
+            Decision(document=document, reason=reason if number in dropped else "")
             for number, document in enumerate(documents, first)
         ]
 

@@ -27,9 +27,8 @@ from typing import Any
 
 from rslm.data.pipeline.documents_pass import read_skip
 from rslm.data.pipeline.marks import Mark, Task
-from rslm.data.pipeline.plan import Plan
+from rslm.data.pipeline.plan import SKIP, Plan
 from rslm.data.pipeline.pulse import N_BYTES, RESTING, Beat, begin_resting, read_beat
-from rslm.data.pipeline.stages import SKIP
 from rslm.data.pipeline.worker import Failure, Order
 from rslm.files import write_atomically
 
