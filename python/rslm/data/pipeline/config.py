@@ -137,6 +137,9 @@ class LinesConfig:
     keep: KeepLines | None = None
     min_words: int = 0
     """What is left with fewer words is dropped."""
+    before_minhash: bool = False
+    """Before near-duplicates are looked for, instead of behind that: what is left of a page and of
+    its near-copies without the lines that they share is seldom alike."""
 
 
 @dataclass(frozen=True, kw_only=True)

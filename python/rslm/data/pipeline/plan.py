@@ -249,6 +249,23 @@ def _stages(plan: Plan) -> list[Stage]:
             Stage(name=name, n_tasks=n_tasks, hash=digest([name, n_tasks, general, options]))
         )
 
+    def add_lines() -> None:
+        if config.lines.keep is not None:
+            # Where they stand is told by what they read.
+            options = to_record(config.lines) | {"n_ranges": n_ranges}
+            del options["before_minhash"]
+            add("lines.count", n_shards, options)
+            add("lines.merge", n_ranges, options)
+            add("lines.rewrite", n_shards, options | shown)
+
+    def add_minhash() -> None:
+        if config.minhash.preset is not None:
+            minhash = config.minhash.options()
+            options = to_record(minhash) | {"n_ranges": n_ranges}
+            add("minhash.sign", n_shards, options)
+            add("minhash.join", dedup.n_parts(minhash, n_ranges), options)
+            add("minhash.cluster", 1, options)
+
     # How many tasks a stage by shards has says nothing about the bytes of one.
     add("filter", 1, _filter_options(config) | shown)
     stages[0] = replace(stages[0], n_tasks=n_shards)
@@ -257,17 +274,12 @@ def _stages(plan: Plan) -> list[Stage]:
         add("exact.sign", n_shards, options)
         add("exact.join", dedup.n_parts(None, n_ranges), options)
         add("exact.cluster", 1, options)
-    if config.lines.keep is not None:
-        options = to_record(config.lines) | {"n_ranges": n_ranges}
-        add("lines.count", n_shards, options)
-        add("lines.merge", n_ranges, options)
-        add("lines.rewrite", n_shards, options | shown)
-    if config.minhash.preset is not None:
-        minhash = config.minhash.options()
-        options = to_record(minhash) | {"n_ranges": n_ranges}
-        add("minhash.sign", n_shards, options)
-        add("minhash.join", dedup.n_parts(minhash, n_ranges), options)
-        add("minhash.cluster", 1, options)
+    if config.lines.before_minhash:
+        add_lines()
+        add_minhash()
+    else:
+        add_minhash()
+        add_lines()
     add("finalize", n_shards, {"pii": config.pii.preset} | shown)
     if config.tokenize.tokenizer is not None:
         options = to_record(config.tokenize) | {"tokenizer": hash_of(config.tokenize.tokenizer)}
