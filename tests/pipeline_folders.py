@@ -153,8 +153,9 @@ def scripted_step(name: str, script: Mapping[str, Scripted]) -> Step:
 def _decision(name: str, document: Document, wanted: Scripted) -> Decision:
     text = wanted.edits.get(name, document.text)
     n_removed = document.text.count("\n") - text.count("\n")
+    found = {"language": wanted.language} if name == "language" else {}
     return Decision(
-        document=replace(document, text=text),
+        document=replace(document, text=text, metadata=document.metadata | found),
         reason=wanted.drops.get(name, ""),
         lines_removed={"repeated_line": n_removed} if n_removed > 0 else {},
         counts={"emails": 1} if name == "pii" and text != document.text else {},

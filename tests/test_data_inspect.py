@@ -48,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     if request.param == "no lines":
         del steps["lines"]
     else:
-        steps["lines"] |= {"before_minhash": request.param == "lines before"}
+        is_before = request.param == "lines before"
+        steps["lines"] = steps["lines"] | {"before_minhash": is_before}
     plan = make_plan(config_of(inputs, path / "out", **steps))
     run_here(plan)
     return plan.folder

@@ -44,6 +44,8 @@ tallies = st.fixed_dictionaries(
         "lines_removed": counters,
         "counts": counters,
         "histogram": counters,
+        "largest": counters,
+        "languages": counters,
         # Numbers whose sums are exact.
         "cpu_seconds": st.integers(0, 99).map(lambda n: n / 4),
     }

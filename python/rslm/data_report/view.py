@@ -140,3 +140,8 @@ def read_view(folder: Path) -> PipelineView:
 def languages(view: PipelineView) -> Counter[str]:
     """Documents by the language that was found, before it dropped any."""
     return view.tally("filter", "language").histogram
+
+
+def languages_kept(view: PipelineView) -> Counter[str]:
+    """Documents by language that the last step so far has left."""
+    return view.steps[-1].tally.languages if view.steps else Counter()

@@ -95,11 +95,7 @@ class QualityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """A trained classifier: its score is written down, and may drop the document.
-
-    A classifier names its first choice alone; where that is another label, the score taken for
-    `label` is what the first choice leaves over, which is exact for two labels.
-    """
+    """A trained classifier: its score is written down, and may drop the document."""
 
     model: Path
     label: str

@@ -18,7 +18,7 @@ from rslm.data.document import Document
 from rslm.data.pipeline.pulse import Pulse
 from rslm.data.pipeline.shards import LinesWriter, document_record
 from rslm.data.pipeline.steps import Decision, Step
-from rslm.data.pipeline.tally import Amount, Samples, StepTally
+from rslm.data.pipeline.tally import Amount, Samples, StepTally, language_of
 from rslm.errors import FormatError
 
 # A batch is so small that its step is far from the watchdog's limit, and so large that what is
@@ -202,9 +202,10 @@ def _count(
         tally.counts.update(decision.counts)
         if decision.group:
             tally.histogram[decision.group] += 1
+        language = language_of(decision.document)
         if decision.reason:
             tally.drops.setdefault(decision.reason, Amount()).add(item.amount())
-            samples.offer(name, decision.reason, item.rank, item.document)
+            samples.offer(name, decision.reason, item.rank, item.document, language)
             entries.append(_entry(item, name, decision.reason, None))
             continue
         document = decision.document
@@ -212,7 +213,9 @@ def _count(
         n_bytes = item.n_bytes if same else _n_bytes(document.text)
         item = Item(item.number, document, n_bytes, item.rank)
         tally.given.add(item.amount())
-        samples.offer(name, "", item.rank, document)
+        if language:
+            tally.languages[language] += 1
+        samples.offer(name, "", item.rank, document, language)
         passed.append(item)
     return passed
 

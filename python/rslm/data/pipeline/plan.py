@@ -34,7 +34,7 @@ SAMPLES = "samples.jsonl.zst"
 SKIP = "skip.json"
 PLACES = "bin"
 # Goes up with every change of what a stage writes.
-_VERSION = 1
+_VERSION = 2
 # What a folder's pages are taken together to, so that a task is worth starting.
 _MAX_PAGES, _MAX_PAGES_BYTES = 1000, 64 << 20
 _RANGE_BYTES = 1 << 30

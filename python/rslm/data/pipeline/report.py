@@ -11,7 +11,9 @@ Files, all in the pipeline's folder:
     `step`; `taken`, `given`: `{documents, bytes, characters}` before and after it, UTF-8 bytes;
     `drops`: reason -> the same, as they came in; `lines_removed`: reason -> lines; `counts`: name
     -> number (`emails`, `ips`, `phones` masked; `lines`, pairs, clusters found); `histogram`:
-    language -> documents, or size -> clusters; `cpu_seconds`.
+    language or score (two digits) -> documents, or size -> clusters; `largest`: name -> the
+    largest number seen (members of a `bucket`); `languages`: language -> documents that went on;
+    `cpu_seconds`.
   Steps of the stage `filter`: `read` (taken: records and packed bytes, drops: records that the
   reader passed over), `skip` (drops: `<step>_timeout`, `<step>_crash`, `<step>_memory` of pages
   that ended a worker), `url`, `extract`, `language`, `quality.<preset>`, `classify.<name>`,
@@ -20,8 +22,8 @@ Files, all in the pipeline's folder:
   taken, `pii`. Other stages have one step of their own name.
 - `<stage>/<task>.samples.jsonl.zst` of those three stages: a line each for the `n_samples`
   documents with the smallest hash of seed and id, for every step and reason ("" kept): `step`,
-  `reason`, `rank` (that hash), `id`, `url`, `source`, `text` (the first 3,000 characters, before
-  the step where dropped, else after it), `characters` (of all of it).
+  `reason`, `rank` (that hash), `id`, `url`, `source`, `language`, `text` (the first 3,000
+  characters, before the step where dropped, else after it), `characters` (of all of it).
 - `<stage>/<task>.index.jsonl.zst` of those three: a line each for all documents: `id`, `step`
   and `reason` ("" and "" where it went through), `number` among the documents that the task read,
   `row` among those that it wrote (null where dropped). `number` in `lines.rewrite` and `finalize`

@@ -222,8 +222,7 @@ def _merge_places(plan: Plan, task: Task, attempt: str) -> Mark:
                 found = dedup.join(files, task.index, beside)
             case _:
                 found = _cluster(plan, kind, beside)
-    counts, histogram, notes = _read_result(found)
-    tally = StepTally(counts=Counter(counts), histogram=Counter(histogram))
+    tally, notes = _read_result(found)
     tally.cpu_seconds = time.process_time() - started
     hashes = {target.name: hash_file(target)}
     return _mark(plan, task, hashes, steps={task.stage: tally}, notes=notes)
@@ -249,19 +248,19 @@ def _cluster(plan: Plan, kind: str, target: Path) -> Any:
     return dedup.cluster(edges, n_rows, target, keep=keep, seed=seed)
 
 
-def _read_result(found: Any) -> tuple[dict[str, int], dict[str, int], dict[str, Any]]:
+def _read_result(found: Any) -> tuple[StepTally, dict[str, Any]]:
     """The numbers of what deduplication found, its histogram, and its examples."""
-    counts: dict[str, int] = {}
-    histogram: dict[str, int] = {}
-    notes: dict[str, Any] = {}
+    tally, notes = StepTally(), {}
     for name, value in dataclasses.asdict(found).items():
-        if isinstance(value, int):
-            counts[name.removeprefix("n_")] = value
+        if name.startswith("largest_"):
+            tally.largest[name.removeprefix("largest_")] = value
+        elif isinstance(value, int):
+            tally.counts[name.removeprefix("n_")] = value
         elif isinstance(value, dict):
-            histogram = {str(key): n for key, n in value.items()}
+            tally.histogram.update({str(key): n for key, n in value.items()})
         elif isinstance(value, list | tuple):
             notes[name] = value
-    return counts, histogram, notes
+    return tally, notes
 
 
 def _tokenize(plan: Plan, task: Task) -> Mark:

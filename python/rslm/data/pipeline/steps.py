@@ -179,6 +179,8 @@ def classify_step(config: ClassifierConfig) -> Step:
     from rslm.data.classify import Classifier
 
     classifier = Classifier.load(config.model)
+    # A label that the model has not is an error now, and not one of every page.
+    classifier.scores_batch([], config.label)
 
     def reason_of(score: float) -> str:
         if config.min_score is not None and score < config.min_score:
@@ -188,8 +190,8 @@ def classify_step(config: ClassifierConfig) -> Step:
         return ""
 
     def classify(documents: Sequence[Document]) -> list[Decision]:
-        predicted = classifier.predict_batch([document.text for document in documents])
-        scores = [score if label == config.label else 1 - score for label, score in predicted]
+        texts = [document.text for document in documents]
+        scores = classifier.scores_batch(texts, config.label)
         return [
             Decision(
                 document=_with(
@@ -198,6 +200,7 @@ def classify_step(config: ClassifierConfig) -> Step:
                     | {config.name: round(score, _SCORE_DIGITS)},
                 ),
                 reason=reason_of(score),
+                group=f"{score:.2f}",
             )
             for document, score in zip(documents, scores, strict=True)
         ]
