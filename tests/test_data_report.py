@@ -1,6 +1,7 @@
 """The report on a pipeline: its numbers, its tables, its page, of runs that are finished or not."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline_folders import Scripted, make_pipeline, run_here, run_stages
 from pipelines import ALL_STEPS, config_of, write_inputs
 
-from rslm import cli
+from rslm import _rslm, cli
 from rslm.data.pipeline.plan import make_plan
 from rslm.data.pipeline.tally import StepTally
 from rslm.data.quality import Preset
@@ -148,6 +149,9 @@ def test_table_says_it_in_two_columns(folder: Path, capsys: pytest.CaptureFixtur
     assert "exact | 5 | 1 | 10.0 | 20.0 | 4 | 40.0" in lines
     assert "not_json | 2" in lines
     assert "emails | 1 | pii" in lines
+    assert f"program | rslm | {_rslm.VERSION}" in lines
+    digest = hashlib.sha256(b"a model").hexdigest()
+    assert f"model of languages | model.ftz | {digest[:12]}" in lines
     assert "en | 8 | 80.0 | 4 | 50.0" in lines
     assert "de | 2 | 20.0 | 0 | 0" in lines
     assert "2 | 1 | 2 | exact.cluster" in lines
@@ -161,7 +165,7 @@ def test_json_is_the_same_at_every_reading(
     record = json.loads(texts[0])
     assert list(record) == [
         *["is_complete", "stages", "read", "steps", "work", "languages", "languages_kept"],
-        *["tokens", "extrapolation"],
+        *["tokens", "made_with", "extrapolation"],
     ]
     assert list(record["steps"][0]) == [
         *["stage", "step", "taken", "kept", "dropped", "lines_removed", "counts", "histogram"],

@@ -69,6 +69,7 @@ def report_record(view: PipelineView, extrapolation: Extrapolation | None) -> di
         "languages": dict(by_count(languages(view))),
         "languages_kept": dict(by_count(languages_kept(view))),
         "tokens": n_tokens(view),
+        "made_with": [to_record(each) for each in view.plan.made_with],
         "extrapolation": None if extrapolation is None else to_record(extrapolation),
     }
 

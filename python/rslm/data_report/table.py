@@ -50,6 +50,7 @@ def tables(view: PipelineView) -> Iterator[tuple[Sequence[str], Rows]]:
         (LANGUAGES, _languages(view)),
         (("score", "documents", "by step"), _scores(view)),
         (("members of a cluster", "clusters", "documents", "by step"), _clusters(view)),
+        (("made with", "name", "version", "SHA-256"), _made_with(view)),
     ]
     yield from ((header, rows) for header, rows in candidates if rows)
 
@@ -172,3 +173,8 @@ def _clusters(view: PipelineView) -> Rows:
         if name.endswith(".cluster")
         for row in binned(tally.histogram)
     ]
+
+
+def _made_with(view: PipelineView) -> Rows:
+    # So many digits tell any two files apart that one has.
+    return [(each.what, each.name, each.version, each.sha256[:12]) for each in view.plan.made_with]

@@ -23,6 +23,8 @@ def check_config(config: PipelineConfig) -> None:
         OSError: a file is missing, or the folder cannot be written into.
     """
     _require_package("pyarrow", "shards are zstd files, which")
+    if any(given.dataset is not None for given in config.inputs):
+        _require_package("datasets", "inputs.dataset")
     if config.extract.extractor != "readability":
         _require_package("resiliparse", f"extract.extractor {config.extract.extractor}")
     if config.language.languages:

@@ -41,10 +41,20 @@ ANY_LANGUAGE = "any"
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """Files of one kind and one source; sorted by their paths, each is a task."""
+    """Files of one kind and one source, or a data set; sorted by their paths, each is a task."""
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = ()
     """Files, folders (what is in them at any depth) and patterns such as crawl/*.warc.gz."""
+    dataset: str | None = None
+    """A data set of Hugging Face instead, such as roneneldan/TinyStories, or a folder that
+    `save_to_disk` wrote. It is fetched into the cache of `datasets` (HF_HOME), which all machines
+    of a run must see; each of its Arrow files there is a task."""
+    subset: str | None = None
+    """Which of a data set's configurations."""
+    split: str = "train"
+    """Of a data set."""
+    revision: str | None = None
+    """Commit, branch or tag of a data set; the newest by default."""
     name: str = ""
     """The documents' source; the name of their file unless given."""
     format: Format | None = None
@@ -55,6 +65,18 @@ class InputConfig:
     """Share of the tokens' text, in proportion to the weights of all other inputs."""
     repeats: float | None = None
     """How often its documents are trained on, instead of a weight; 1 by default."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if bool(self.paths) == (self.dataset is not None):
+            given = "both" if self.paths else "neither"
+            raise ValueError(f"inputs must have either paths or a dataset, got {given}")
+        if self.dataset is None:
+            for name in ("subset", "revision"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is of a data set; add dataset")
+        elif self.format is not None:
+            raise ValueError("format is of files; a dataset has its own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +293,7 @@ class PipelineConfig:
                 if value is not None and not given.name:
                     raise ValueError(
                         "inputs with a weight or repeats must have a name, got none for "
-                        f"{', '.join(given.paths)}"
+                        f"{given.dataset or ', '.join(given.paths)}"
                     )
                 if value is not None:
                     values[glob.escape(given.name)] = value

@@ -2,9 +2,10 @@
 
 Files, all in the pipeline's folder:
 
-- `plan.json`: `rslm` (version), `config` (resolved), `n_ranges`, `stages` (`name`, `n_tasks`,
+- `plan.json`: `made_with` (`stage`, `what`, `name`, `version`, `sha256` of each program, model and
+  list that determines bytes), `config` (resolved), `n_ranges`, `stages` (`name`, `n_tasks`,
   `hash`), `shards` (`files`: lists of path, name and packed bytes; `format`, `text_field`,
-  `source`, `input`: the number of the config's input).
+  `source`, `input`: the number of the config's input; `revision` of a data set).
 - `<stage>/<task>.report.json`, the mark of a finished task: `stage`, `index`, `hash`, `upstream`,
   `files` (name -> hash of the unpacked bytes), `n_rows` (documents written or signed), `seconds`
   (by the clock), `notes` (of deduplication, such as examples of clusters), and `steps`, in order:

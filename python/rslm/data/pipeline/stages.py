@@ -23,6 +23,7 @@ from rslm.data.pipeline.documents_pass import (
     pass_documents,
     read_skip,
 )
+from rslm.data.pipeline.ingredients import digest
 from rslm.data.pipeline.marks import Mark, Task, read_mark, write_mark
 from rslm.data.pipeline.places import (
     documents_before,
@@ -39,7 +40,6 @@ from rslm.data.pipeline.plan import (
     SKIP,
     Plan,
     StageName,
-    digest,
 )
 from rslm.data.pipeline.pulse import Pulse
 from rslm.data.pipeline.shards import hash_file, written_beside
