@@ -107,11 +107,14 @@ def part_of(options: RunOptions) -> "Part | None":
 def read_checked_plan(config: Path) -> "Plan":
     """The plan of a config file, once everything that it names is there."""
     from rslm.data.pipeline import make_plan, read_pipeline_config
-    from rslm.data.pipeline.checks import check_config
+    from rslm.data.pipeline.checks import check_config, warnings_of
 
     read = read_pipeline_config(config)
     check_config(read)
-    return make_plan(read)
+    found = make_plan(read)
+    for warning in warnings_of(found):
+        note(f"warning: {warning}")
+    return found
 
 
 @contextmanager
@@ -146,8 +149,10 @@ def progress_lines() -> Iterator[Callable[["Progress"], None]]:
 def plan(options: PlanOptions) -> None:
     """Prints a row for each stage, and what is left to do."""
     from rslm.data.pipeline.marks import finished_marks
+    from rslm.data.pipeline.stages import step_names
 
     planned = read_checked_plan(options.config)
+    steps = step_names(planned)
     marks = finished_marks(planned)
     n_bytes = sum(shard.n_bytes for shard in planned.shards)
     seconds = {
@@ -163,12 +168,14 @@ def plan(options: PlanOptions) -> None:
             }
             for stage in planned.stages
         ]
-        print_json({"files": len(planned.shards), "bytes": n_bytes, "stages": stages})
+        record = {"files": len(planned.shards), "bytes": n_bytes, "steps": steps, "stages": stages}
+        print_json(record)
         return
     rows = [
         [stage.name, stage.n_tasks, len(marks[stage.name]), duration(seconds[stage.name])]
         for stage in planned.stages
     ]
+    print(f"steps: {', '.join(steps)}")
     print_table(["stage", "tasks", "done", "core time left"], rows)
     print(
         f"{len(planned.shards):,} shards, {with_prefix(n_bytes, 'B')}; "

@@ -1,9 +1,11 @@
 """What a pipeline is told: one frozen dataclass, and the TOML file that it is written as.
 
-A table is a step. A step whose first option is left out is not made; the order is fixed.
+A table is a step. A step whose first option is left out is not made; the order is fixed, but for
+`lines.before_minhash`.
 
     out = "runs/crawl"
     preset = "fineweb"            # what the tables below leave out; none by default
+    without = ["pii"]             # steps of the preset that are not made
 
     [[inputs]]
     paths = ["crawl/*.warc.gz"]   # files, folders, patterns
@@ -17,10 +19,10 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rslm.config import Record, check_record, from_record, merge_records, read_toml
 from rslm.data.byte_stream import Limits
@@ -37,6 +39,19 @@ from rslm.data.quality import Preset as QualityPreset
 
 Extractor = Literal["readability", "resiliparse", "resiliparse-main"]
 ANY_LANGUAGE = "any"
+StepTable = Literal[
+    "url_filter",
+    "language",
+    "quality",
+    "classifiers",
+    "decontaminate",
+    "exact",
+    "lines",
+    "minhash",
+    "pii",
+    "tokenize",
+]
+"""Tables of steps that a config may be without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +241,8 @@ class PipelineConfig:
     inputs: tuple[InputConfig, ...]
     preset: str | None = None
     """What the file was read on top of."""
+    without: tuple[StepTable, ...] = ()
+    """Steps of the preset that are left out, by the names of their tables."""
     seed: int = 0
     """Of samples, and of keeping one of several at random."""
     n_samples: int = 20
@@ -253,6 +270,12 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        defaults = {each.name: each for each in fields(self)}
+        for step in self.without:
+            default = defaults[step]
+            left_out = () if default.default == () else cast(Any, default.default_factory)()
+            if getattr(self, step) != left_out:
+                raise ValueError(f"without must name no step that the config has, got {step}")
         for name, least in (("n_samples", 0), ("n_ranges", 0), ("max_worker_bytes", 1 << 26)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -322,7 +345,9 @@ def read_pipeline_config(path: str | os.PathLike[str]) -> PipelineConfig:
     """
     record = check_record(PipelineConfig, read_toml(path), os.fspath(path))
     if (name := record.get("preset")) is not None:
-        record = merge_records(_read_preset(name), record)
+        without = record.get("without", ())
+        steps = {key: value for key, value in _read_preset(name).items() if key not in without}
+        record = merge_records(steps, record)
     return from_record(PipelineConfig, record, os.fspath(path))
 
 

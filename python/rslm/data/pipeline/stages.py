@@ -35,6 +35,7 @@ from rslm.data.pipeline.places import (
 from rslm.data.pipeline.plan import (
     DOCUMENTS,
     INDEX,
+    PASSES,
     PLACES,
     SAMPLES,
     SKIP,
@@ -43,7 +44,14 @@ from rslm.data.pipeline.plan import (
 )
 from rslm.data.pipeline.pulse import Pulse
 from rslm.data.pipeline.shards import hash_file, written_beside
-from rslm.data.pipeline.steps import Step, drop_rows, filter_steps, lines_step, pii_step
+from rslm.data.pipeline.steps import (
+    Step,
+    drop_rows,
+    filter_step_names,
+    filter_steps,
+    lines_step,
+    pii_step,
+)
 from rslm.data.pipeline.tally import Amount, Samples, StepTally
 from rslm.files import locked
 from rslm.process import n_cpus
@@ -170,6 +178,23 @@ def _mask_steps(plan: Plan, stage: StageName, index: int) -> dict[str, Step]:
         mask.partition(".")[0]: drop_rows(rows_dropped(plan, mask, index), _MASKS[mask])
         for mask in masks_before(plan, stage)
     }
+
+
+def step_names(plan: Plan) -> list[str]:
+    """What documents go through from file to result, in this order."""
+    names = []
+    for stage in plan.stages:
+        if stage.name == "filter":
+            names += ["read", *filter_step_names(plan.config)]
+        elif stage.name == "tokenize":
+            names.append(stage.name)
+        elif stage.name in PASSES:
+            names += [mask.partition(".")[0] for mask in masks_before(plan, stage.name)]
+            if stage.name == "lines.rewrite":
+                names.append("lines")
+            elif plan.config.pii.preset is not None:
+                names.append("pii")
+    return names
 
 
 def _files_of(plan: Plan, stage: StageName, ending: str) -> list[Path]:

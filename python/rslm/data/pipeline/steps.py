@@ -61,19 +61,28 @@ def filter_steps(config: PipelineConfig) -> dict[str, Step]:
     Personal data is masked after deduplication: two pages that differ in their addresses alone
     would otherwise be taken for copies, and lines that hold nothing but a mask for repeated ones.
     """
-    steps: dict[str, Step] = {}
+    return {name: make() for name, make in _makers(config).items()}
+
+
+def filter_step_names(config: PipelineConfig) -> list[str]:
+    """The names of those steps; loads nothing."""
+    return list(_makers(config))
+
+
+def _makers(config: PipelineConfig) -> dict[str, Callable[[], Step]]:
+    makers: dict[str, Callable[[], Step]] = {}
     if config.url_filter.lists is not None:
-        steps["url"] = url_step(config.url_filter.lists)
-    steps["extract"] = extract_step(config.extract)
+        makers["url"] = functools.partial(url_step, config.url_filter.lists)
+    makers["extract"] = functools.partial(extract_step, config.extract)
     if config.language.languages:
-        steps["language"] = language_step(config.language)
+        makers["language"] = functools.partial(language_step, config.language)
     for preset in config.quality.presets:
-        steps[f"quality.{preset}"] = quality_step(preset)
+        makers[f"quality.{preset}"] = functools.partial(quality_step, preset)
     for classifier in config.classifiers:
-        steps[f"classify.{classifier.name}"] = classify_step(classifier)
+        makers[f"classify.{classifier.name}"] = functools.partial(classify_step, classifier)
     if config.decontaminate.paths:
-        steps["decontaminate"] = decontaminate_step(config.decontaminate)
-    return steps
+        makers["decontaminate"] = functools.partial(decontaminate_step, config.decontaminate)
+    return makers
 
 
 def url_step(lists: Path) -> Step:
