@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -106,6 +106,29 @@ def pass_documents(
             shown.write(record)
     written = {files.documents: shard, files.index: index, files.samples: shown}
     return tallies, {path.name: writer.digest for path, writer in written.items()}, n_rows
+
+
+def scout_documents(
+    documents: Iterable[Document],
+    steps: Mapping[str, Step],
+    first: int,
+    *,
+    skip: Collection[int],
+    careful: Ranges,
+    pulse: Pulse,
+) -> None:
+    """Sends documents from a number on through steps as `pass_documents` does; keeps nothing.
+
+    The steps must be such as remember nothing from document to document.
+    """
+    samples = Samples(0, 0)
+    for batch in batches(documents, samples, careful):
+        batch = [item for item in batch if item.number >= first and item.number not in skip]
+        for name, step in steps.items():
+            if batch:
+                pulse.beat(batch[0].number, batch[-1].number, name)
+                batch = _take_step(name, step, batch, StepTally(), [], samples)
+        pulse.rest()
 
 
 def batches(

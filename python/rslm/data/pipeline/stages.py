@@ -22,6 +22,7 @@ from rslm.data.pipeline.documents_pass import (
     Ranges,
     pass_documents,
     read_skip,
+    scout_documents,
 )
 from rslm.data.pipeline.ingredients import digest
 from rslm.data.pipeline.marks import Mark, Task, read_mark, write_mark
@@ -101,6 +102,23 @@ def run_task(
     return mark
 
 
+def scout_task(plan: Plan, task: Task, first: int, *, pulse: Pulse, careful: Ranges) -> None:
+    """Judges the documents of a task of the first stage from one on, and writes nothing.
+
+    So those that end a worker are found one after the other, and what was judged once is not
+    judged again for each of them.
+    """
+    pulse.rest()
+    scout_documents(
+        inputs(plan, task.index),
+        filter_steps(plan.config),
+        first,
+        skip=_skip(plan, task),
+        careful=careful,
+        pulse=pulse,
+    )
+
+
 def _filter(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges) -> Mark:
     """Reads, extracts and judges the documents of a shard: HTML never touches the disk."""
     skipped: Counter[str] = Counter()
@@ -143,7 +161,6 @@ def _pass(
     documents: Iterator[Document],
     steps: Mapping[str, Step],
 ) -> Mark:
-    hash = plan.task_hash(task.stage, task.index)
     files = PassFiles(
         documents=plan.path(task.stage, task.index, DOCUMENTS),
         index=plan.path(task.stage, task.index, INDEX),
@@ -155,11 +172,16 @@ def _pass(
         steps,
         files,
         samples=Samples(plan.config.n_samples, plan.config.seed),
-        skip=read_skip(plan.path(task.stage, task.index, SKIP), hash),
+        skip=_skip(plan, task),
         careful=careful,
         pulse=pulse,
     )
     return _mark(plan, task, hashes, n_rows=n_rows, steps=tallies)
+
+
+def _skip(plan: Plan, task: Task) -> dict[int, str]:
+    path = plan.path(task.stage, task.index, SKIP)
+    return read_skip(path, plan.task_hash(task.stage, task.index))
 
 
 def _mark(plan: Plan, task: Task, files: dict[str, str], **found: Any) -> Mark:
