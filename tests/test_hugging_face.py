@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
+import numpy
 import pyarrow
 import pytest
 from pipelines import run
@@ -29,6 +31,9 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no network in tests")
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    # Else it tries again and again.
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
@@ -94,6 +99,15 @@ def test_data_set_that_cannot_be_had_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_long_errors_are_cut_to_their_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("\nno such configuration:\n- one\n- two")
+
+    monkeypatch.setattr("rslm.data.hugging_face._load", fail)
+    with pytest.raises(ValueError, match=r"'a/b' cannot be loaded: no such configuration:$"):
+        dataset_files("a/b")
+
+
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"need datasets, which is not installed: pip install"):
@@ -145,3 +159,19 @@ def test_damaged_arrow_files_are_counted(stories: datasets.Dataset, tmp_path: Pa
     assert len([d for d in documents if d.source == "a.arrow"]) == 10
     assert 0 < len([d for d in documents if d.source == "b.arrow"]) < 10
     assert counted == {"corrupt_rows": 1, "corrupt_file": 1}
+
+
+def test_rows_that_point_beyond_their_ends_are_counted(tmp_path: Path) -> None:
+    offsets = numpy.array([0, 3, 6, 1 << 28, 12], numpy.int32)
+    letters = pyarrow.py_buffer(b"onetwothrfou")
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 4, [None, pyarrow.py_buffer(offsets), letters]
+    )
+    batch = pyarrow.RecordBatch.from_arrays([texts], ["text"])
+    with pyarrow.ipc.new_stream(str(tmp_path / "a.arrow"), batch.schema) as stream:
+        stream.write(batch)
+        stream.write(pyarrow.RecordBatch.from_pydict({"text": ["behind it"]}))
+    counted: Counter[str] = Counter()
+    documents = read_documents(tmp_path / "a.arrow", skipped=counted)
+    assert [document.text for document in documents] == ["one", "two", "behind it"]
+    assert counted == {"corrupt_rows": 2}

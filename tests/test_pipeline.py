@@ -138,8 +138,9 @@ def test_every_step_drops_something(finished: Path, finished_lines_first: Path) 
     assert report.steps["lines.rewrite/lines"].lines_removed
 
 
-def test_order_of_lines_and_near_duplicates_is_an_option(inputs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+@pytest.mark.slow
+def test_order_of_lines_and_near_duplicates_is_an_option(tmp_path: Path) -> None:
+    inputs, out = write_inputs(tmp_path / "in", n_files=1, n_documents=30), tmp_path / "out"
     run(config_of(inputs, out, **ALL_STEPS))
     before = tree(out)
     first = merge_records(ALL_STEPS, {"lines": {"before_minhash": True}})

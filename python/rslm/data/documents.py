@@ -286,7 +286,7 @@ def _arrow_rows(path: Path, limits: Limits, skipped: Counter[str]) -> Iterator[M
     try:
         for batch in arrow_batches(path, corrupt=FormatError):
             n_batches += 1
-            yield from _python_rows(batch, skipped)
+            yield from _python_rows(batch, skipped, is_checked=False)
     except FormatError:
         skipped["corrupt_rows" if n_batches else "corrupt_file"] += 1
 
@@ -298,16 +298,29 @@ _ROWS: dict[str, Callable[..., Iterator[Mapping[str, Any]]]] = {
 }
 
 
-def _python_rows(batch: Any, skipped: Counter[str]) -> list[dict[str, Any]]:
-    """The rows of a batch without those that hold what Python cannot, such as broken UTF-8."""
+def _python_rows(
+    batch: Any, skipped: Counter[str], *, is_checked: bool = True
+) -> list[dict[str, Any]]:
+    """The rows of a batch without those that hold what Python cannot, such as broken UTF-8.
+
+    Args:
+        batch: record batch.
+        skipped: counts the others.
+        is_checked: whether it is known that nothing in it points beyond its ends.
+    """
     try:
+        if not is_checked:
+            batch.validate(full=True)
         rows: list[dict[str, Any]] = batch.to_pylist()
     except (ValueError, OverflowError):
         if len(batch) == 1:
             skipped["corrupt_rows"] += 1
             return []
         half = len(batch) // 2
-        return _python_rows(batch[:half], skipped) + _python_rows(batch[half:], skipped)
+        return [
+            *_python_rows(batch[:half], skipped, is_checked=is_checked),
+            *_python_rows(batch[half:], skipped, is_checked=is_checked),
+        ]
     return rows
 
 
