@@ -17,10 +17,10 @@ from rslm.data.pipeline.config import (
 )
 from rslm.data.pipeline.documents_pass import PassFiles, pass_documents
 from rslm.data.pipeline.marks import Mark, Task, chain, tasks_of, write_mark
-from rslm.data.pipeline.plan import Plan, make_plan, write_plan
+from rslm.data.pipeline.plan import DOCUMENTS, INDEX, SAMPLES, Plan, make_plan, write_plan
 from rslm.data.pipeline.pulse import Pulse
 from rslm.data.pipeline.shards import read_shard
-from rslm.data.pipeline.stages import DOCUMENTS, INDEX, SAMPLES, run_task
+from rslm.data.pipeline.stages import run_task
 from rslm.data.pipeline.steps import Decision, Step
 from rslm.data.pipeline.tally import Amount, Samples, StepTally
 
@@ -153,8 +153,9 @@ def scripted_step(name: str, script: Mapping[str, Scripted]) -> Step:
 def _decision(name: str, document: Document, wanted: Scripted) -> Decision:
     text = wanted.edits.get(name, document.text)
     n_removed = document.text.count("\n") - text.count("\n")
+    found = {"language": wanted.language} if name == "language" else {}
     return Decision(
-        document=replace(document, text=text),
+        document=replace(document, text=text, metadata=document.metadata | found),
         reason=wanted.drops.get(name, ""),
         lines_removed={"repeated_line": n_removed} if n_removed > 0 else {},
         counts={"emails": 1} if name == "pii" and text != document.text else {},

@@ -15,6 +15,7 @@ from pipelines import ALL_STEPS, config_of, write_inputs
 
 from rslm import cli
 from rslm.data.document import Document
+from rslm.data.pipeline.places import documents_before, rows_dropped
 from rslm.data.pipeline.plan import make_plan
 from rslm.data.pipeline.shards import read_shard
 from rslm.data.pipeline.steps import Decision
@@ -22,14 +23,12 @@ from rslm.data_report.details import of_decision, positions
 from rslm.data_report.find import (
     KEPT,
     Closest,
-    entries,
     find_at_random,
     find_by_id,
     find_by_url,
     likeness,
 )
 from rslm.data_report.links import kept_of, members_of, read_links
-from rslm.data_report.places import documents_before, rows_dropped
 from rslm.data_report.trace import DROPPED, Stop, Trace, trace
 from rslm.data_report.view import PipelineView, read_view
 from rslm.data_report.way import MAX_LINES, MAX_WIDTH, difference, print_trace, result, trace_record
@@ -37,7 +36,7 @@ from rslm.errors import FormatError
 from rslm.token_file import TokenFile
 
 
-@pytest.fixture(scope="module", params=["lines", "no lines"])
+@pytest.fixture(scope="module", params=["lines last", "lines before", "no lines"])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A run of 120 documents in three files, through all steps that need no model.
 
@@ -45,8 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """
     path = tmp_path_factory.mktemp("pipeline")
     inputs = write_inputs(path / "in", n_files=3, n_documents=40)
-    steps = {name: s for name, s in ALL_STEPS.items() if name != "lines" or request.param == name}
-    plan = make_plan(config_of(inputs, path / "out", **steps | {"n_ranges": 2}))
+    steps: dict[str, Any] = dict(ALL_STEPS)
+    if request.param == "no lines":
+        del steps["lines"]
+    else:
+        is_before = request.param == "lines before"
+        steps["lines"] = steps["lines"] | {"before_minhash": is_before}
+    plan = make_plan(config_of(inputs, path / "out", **steps))
     run_here(plan)
     return plan.folder
 
@@ -59,7 +63,7 @@ def view(folder: Path) -> PipelineView:
 @pytest.fixture(scope="module")
 def traces(view: PipelineView) -> dict[str, Trace]:
     """The ways of all documents."""
-    ids = [entry.id for entry in entries(view, "filter")]
+    ids = [entry.id for entry in view.report.entries("filter")]
     return {id: trace(view, way) for id in ids for way in find_by_id(view, id)}
 
 
@@ -221,7 +225,7 @@ def test_likeness_counts_both_ends(wanted: str, name: str, expected: int) -> Non
 
 def test_documents_at_random_are_the_same_each_time_and_all_there(view: PipelineView) -> None:
     ways = find_at_random(view, 1000, reason=None, seed=0)
-    assert sorted(way[0].id for way in ways) == sorted(e.id for e in entries(view, "filter"))
+    assert sorted(way[0].id for way in ways) == sorted(e.id for e in view.report.entries("filter"))
     # From the end back is the same way as from the beginning on.
     assert all(way == find_by_id(view, way[0].id)[0] for way in ways)
     copies = find_at_random(view, 3, reason="near_duplicate", seed=0)

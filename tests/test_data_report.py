@@ -1,6 +1,7 @@
 """The report on a pipeline: its numbers, its tables, its page, of runs that are finished or not."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline_folders import Scripted, make_pipeline, run_here, run_stages
 from pipelines import ALL_STEPS, config_of, write_inputs
 
-from rslm import cli
+from rslm import _rslm, cli
 from rslm.data.pipeline.plan import make_plan
 from rslm.data.pipeline.tally import StepTally
 from rslm.data.quality import Preset
@@ -121,6 +122,8 @@ def test_bytes_characters_and_counts_are_those_of_the_documents(view: PipelineVi
     assert steps["pii"]["kept"]["bytes"] == steps["pii"]["kept"]["characters"] == kept
     assert steps["pii"]["counts"] == {"emails": 1}
     assert record["languages"] == {"en": 8, "de": 2}
+    assert record["languages_kept"] == {"en": 4}
+    assert steps["quality.course"]["languages"] == {"en": 5}
     assert record["read"]["skipped"] == {"not_json": 2}
     assert record["read"]["records"] == 12
     assert record["tokens"] is None
@@ -146,7 +149,11 @@ def test_table_says_it_in_two_columns(folder: Path, capsys: pytest.CaptureFixtur
     assert "exact | 5 | 1 | 10.0 | 20.0 | 4 | 40.0" in lines
     assert "not_json | 2" in lines
     assert "emails | 1 | pii" in lines
-    assert "de | 2 | 20.0" in lines
+    assert f"program | rslm | {_rslm.VERSION}" in lines
+    digest = hashlib.sha256(b"a model").hexdigest()
+    assert f"model of languages | model.ftz | {digest[:12]}" in lines
+    assert "en | 8 | 80.0 | 4 | 50.0" in lines
+    assert "de | 2 | 20.0 | 0 | 0" in lines
     assert "2 | 1 | 2 | exact.cluster" in lines
 
 
@@ -157,12 +164,12 @@ def test_json_is_the_same_at_every_reading(
     assert texts[0] == texts[1]
     record = json.loads(texts[0])
     assert list(record) == [
-        *["is_complete", "stages", "read", "steps", "work", "languages", "tokens"],
-        "extrapolation",
+        *["is_complete", "stages", "read", "steps", "work", "languages", "languages_kept"],
+        *["tokens", "made_with", "extrapolation"],
     ]
     assert list(record["steps"][0]) == [
         *["stage", "step", "taken", "kept", "dropped", "lines_removed", "counts", "histogram"],
-        *["cpu_seconds", "bytes_per_second"],
+        *["languages", "cpu_seconds", "bytes_per_second"],
     ]
     amount = ["documents", "bytes", "characters", "share_of_all", "share_of_remaining"]
     assert list(record["steps"][0]["kept"]) == amount
@@ -307,8 +314,8 @@ def test_scores_of_classifiers_are_drawn(view: PipelineView) -> None:
     first = view.stages[0]
     marks = {n: dataclasses.replace(mark, steps=mark.steps | {"classify.spam": tally})
              for n, mark in first.marks.items()}  # fmt: skip
-    stages = [dataclasses.replace(first, marks=marks), *view.stages[1:]]
-    page = make_page(dataclasses.replace(view, stages=stages), None)
+    stages = dict(view.report.stages) | {first.name: dataclasses.replace(first, marks=marks)}
+    page = make_page(PipelineView(report=dataclasses.replace(view.report, stages=stages)), None)
     (section,) = [section for section in page.sections if section.title == "Languages and scores"]
     bars = section.blocks[-1]
     assert isinstance(bars, Bars)
@@ -425,10 +432,16 @@ def test_parts_add_up_whatever_way(real: PipelineView) -> None:
     of_steps = sum(step["cpu_seconds"] for step in record["steps"])
     of_work = sum(step["cpu_seconds"] for step in record["work"])
     total = sum(stage["cpu_seconds"] for stage in record["stages"])
+    (join,) = [work for work in record["work"] if work["stage"] == "exact.join"]
+    parts = real.report.marks("exact.join").values()
+    largest = [mark.steps["exact.join"].largest["bucket"] for mark in parts]
+    # A sum over the parts would say nothing.
+    assert join["largest"] == {"bucket": max(largest)}
+    assert sum(largest) > max(largest) > 1
     assert of_steps + of_work + record["read"]["cpu_seconds"] == pytest.approx(total, abs=0.05)
     names = [name for name, _ in real.in_order()]
     assert names == [
         *["read", "extract", "quality.course", "exact.sign", "exact.join", "exact.cluster"],
-        *["lines.count", "lines.merge", "exact", "lines"],
-        *["minhash.sign", "minhash.join", "minhash.cluster", "minhash", "pii"],
+        *["minhash.sign", "minhash.join", "minhash.cluster", "lines.count", "lines.merge"],
+        *["exact", "minhash", "lines", "pii"],
     ]

@@ -24,6 +24,7 @@ from pipelines import (
 )
 
 from rslm import TokenFile, Tokenizer
+from rslm.config import merge_records
 from rslm.data.dedup.exact import find_exact_duplicates
 from rslm.data.dedup.lines import (
     count_lines,
@@ -42,6 +43,8 @@ from rslm.data.pipeline.run import Part, Progress
 from rslm.data.pipeline.stages import run_task
 from rslm.data.quality import check_quality
 
+COURSE = PRESETS["course"]
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,10 +60,8 @@ def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def in_memory(texts: dict[str, str]) -> dict[str, str]:
-    """What the pipeline of all steps leaves, by the plain functions; ids sort as places do."""
-    texts = {name: text for name, text in texts.items() if not check_quality(text, "course").reason}
-    texts = {name: texts[name] for name in find_exact_duplicates(texts.items()).kept}
+def lines_left(texts: dict[str, str]) -> dict[str, str]:
+    """What keeping the first of each line leaves, by the plain functions."""
     lines = {name: split_lines(text.encode()) for name, text in texts.items()}
     counts = merge_line_counts(count_lines(name, content) for name, content in lines.items())
     repeated = repeated_lines(counts)
@@ -68,35 +69,87 @@ def in_memory(texts: dict[str, str]) -> dict[str, str]:
         name: b"".join(drop_repeated(name, content, repeated, keep="first")).decode()
         for name, content in lines.items()
     }
-    left = {
+    return {
         name: text
         for name, text in left.items()
         if text.strip() and (text == texts[name] or len(text.split()) >= 5)
     }
-    left = {name: left[name] for name in find_near_duplicates(left.items(), PRESETS["course"]).kept}
-    return {name: mask_pii(text, "course").text for name, text in left.items()}
 
 
-def test_documents_are_those_of_the_plain_functions(inputs: Path, finished: Path) -> None:
+def without_near_duplicates(texts: dict[str, str]) -> dict[str, str]:
+    """One of each cluster, by the plain functions."""
+    return {name: texts[name] for name in find_near_duplicates(texts.items(), COURSE).kept}
+
+
+def in_memory(texts: dict[str, str], *, lines_first: bool) -> dict[str, str]:
+    """What the pipeline of all steps leaves, by the plain functions; ids sort as places do."""
+    texts = {name: text for name, text in texts.items() if not check_quality(text, "course").reason}
+    texts = {name: texts[name] for name in find_exact_duplicates(texts.items()).kept}
+    if lines_first:
+        texts = without_near_duplicates(lines_left(texts))
+    else:
+        texts = lines_left(without_near_duplicates(texts))
+    return {name: mask_pii(text, "course").text for name, text in texts.items()}
+
+
+def documents_left(out: Path) -> dict[str, str]:
+    return {document.id: document.text for document in PipelineReport.read(out).documents()}
+
+
+def read_inputs(inputs: Path) -> dict[str, dict[str, str]]:
+    """The rows of all files, by names that sort as places do."""
     texts = (path.read_text() for path in sorted(inputs.iterdir()))
     read = [json.loads(line) for text in texts for line in text.splitlines()]
-    # Shards of so few documents that their numbers sort as places do.
-    places = {f"{row['id'][0]}{int(row['id'][2:]):03d}": row for row in read}
-    wanted = in_memory({place: row["text"] for place, row in places.items()})
-    got = {document.id: document.text for document in PipelineReport.read(finished).documents()}
+    return {f"{row['id'][0]}{int(row['id'][2:]):03d}": row for row in read}
+
+
+@pytest.fixture(scope="module")
+def finished_lines_first(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with lines before near-duplicates."""
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    run(config_of(inputs, out, **merge_records(ALL_STEPS, {"lines": {"before_minhash": True}})))
+    return out
+
+
+@pytest.mark.parametrize("lines_first", [False, True])
+def test_documents_are_those_of_the_plain_functions(
+    inputs: Path, finished: Path, finished_lines_first: Path, lines_first: bool
+) -> None:
+    places = read_inputs(inputs)
+    texts = {place: row["text"] for place, row in places.items()}
+    wanted = in_memory(texts, lines_first=lines_first)
+    got = documents_left(finished_lines_first if lines_first else finished)
     assert got == {places[place]["id"]: text for place, text in wanted.items()}
-    assert 20 < len(got) < len(read)
+    assert 20 < len(got) < len(places)
+    assert wanted != in_memory(texts, lines_first=not lines_first)
 
 
-def test_every_step_drops_something(finished: Path) -> None:
-    found = drops(finished)
-    assert {
+def test_every_step_drops_something(finished: Path, finished_lines_first: Path) -> None:
+    assert {name: set(reasons) for name, reasons in drops(finished).items()} == {
         "filter/quality.course": {"gopher_too_few_words"},
         "lines.rewrite/exact": {"exact_duplicate"},
-        "finalize/minhash": {"near_duplicate"},
-    } == {name: set(reasons) for name, reasons in found.items()}
-    assert PipelineReport.read(finished).steps["finalize/pii"].counts["emails"] > 0
-    assert PipelineReport.read(finished).steps["lines.rewrite/lines"].lines_removed
+        "lines.rewrite/minhash": {"near_duplicate"},
+    }
+    assert set(drops(finished_lines_first)) == {
+        *("filter/quality.course", "lines.rewrite/exact", "finalize/minhash")
+    }
+    report = PipelineReport.read(finished)
+    assert report.steps["finalize/pii"].counts["emails"] > 0
+    assert report.steps["lines.rewrite/lines"].lines_removed
+
+
+@pytest.mark.slow
+def test_order_of_lines_and_near_duplicates_is_an_option(tmp_path: Path) -> None:
+    inputs, out = write_inputs(tmp_path / "in", n_files=1, n_documents=30), tmp_path / "out"
+    run(config_of(inputs, out, **ALL_STEPS))
+    before = tree(out)
+    first = merge_records(ALL_STEPS, {"lines": {"before_minhash": True}})
+    assert remade(config_of(inputs, out, **first)) == {
+        *("lines.count", "lines.merge", "lines.rewrite"),
+        *("minhash.sign", "minhash.join", "minhash.cluster", "finalize"),
+    }
+    run(config_of(inputs, out, **ALL_STEPS))
+    assert tree(out) == before
 
 
 def test_what_a_step_gives_the_next_one_takes(finished: Path) -> None:
@@ -113,8 +166,7 @@ def test_index_tells_the_way_of_every_document(finished: Path) -> None:
     report = PipelineReport.read(finished)
     assert report.is_finished
     kept = {document.id for document in report.documents()}
-    ways = list(report.ways())
-    assert {way.id for way in ways if way.stage == "filter"} == {
+    assert {entry.id for entry in report.entries("filter")} == {
         f"{file}-{number}" for file in range(3) for number in range(90)
     }
     for id in ("0-0", "1-7", "2-89"):

@@ -65,7 +65,11 @@ def test_broken_inputs_are_counted_and_passed_over(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hostile")
 @pytest.mark.parametrize(
     ("word", "reason"),
-    [("HANG", "extract_timeout"), ("CRASH", "extract_crash"), ("KILL", "extract_crash")],
+    [
+        ("CRASH", "extract_crash"),
+        pytest.param("HANG", "extract_timeout", marks=pytest.mark.slow),
+        pytest.param("KILL", "extract_crash", marks=pytest.mark.slow),
+    ],
 )
 def test_page_that_ends_its_worker_is_passed_over(tmp_path: Path, word: str, reason: str) -> None:
     folder = tmp_path / "inputs"

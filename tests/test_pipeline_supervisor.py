@@ -12,9 +12,9 @@ from pipelines import config_of, write_inputs
 
 from rslm.data.pipeline import Plan, make_plan
 from rslm.data.pipeline.marks import Mark, Task
-from rslm.data.pipeline.pulse import RESTING, Beat
+from rslm.data.pipeline.pulse import RESTING, Beat, Pulse
 from rslm.data.pipeline.supervisor import MAX_DEATHS, Death, StoppedError, do_task
-from rslm.data.pipeline.worker import Failure, Order
+from rslm.data.pipeline.worker import Answer, Failure, Order, _answer
 
 TASK = Task(stage="filter", index=0, upstream="")
 DONE = Mark(stage="filter", index=0, hash="", upstream="", files={})
@@ -23,10 +23,10 @@ DONE = Mark(stage="filter", index=0, hash="", upstream="", files={})
 class ScriptedWorker:
     """Ends as it is told, and keeps the orders that it was given."""
 
-    def __init__(self, *outcomes: Mark | Failure | Death) -> None:
+    def __init__(self, *outcomes: Answer | Death) -> None:
         self.outcomes, self.orders = list(outcomes), list[Order]()
 
-    def do(self, order: Order, **watch: object) -> Mark | Failure | Death:
+    def do(self, order: Order, **watch: object) -> Answer | Death:
         self.orders.append(order)
         return self.outcomes.pop(0)
 
@@ -49,11 +49,59 @@ def skipped(plan: Plan) -> dict[str, str]:
 
 
 def test_batch_is_done_again_one_by_one(plan: Plan) -> None:
-    worker: Any = ScriptedWorker(death(4, 9), death(20, 30), DONE)
+    worker: Any = ScriptedWorker(death(4, 9), death(20, 30), None, DONE)
     assert do_task(plan, TASK, worker) is DONE
-    assert [order.careful for order in worker.orders] == [(), ((4, 9),), ((4, 9), (20, 30))]
-    assert len({order.attempt for order in worker.orders}) == 3
+    both = ((4, 9), (20, 30))
+    assert [order.careful for order in worker.orders] == [(), both[:1], both, both]
+    # From where it died the rest is looked through, and then all is done.
+    assert [order.scout_from for order in worker.orders] == [None, 4, 20, None]
+    assert len({order.attempt for order in worker.orders}) == 4
     assert skipped(plan) == {}
+
+
+class Ended(BaseException):
+    """What stands for a worker's death."""
+
+
+class DeadlyPulse(Pulse):
+    """Ends whoever takes certain documents, and counts the documents taken."""
+
+    def __init__(self, deadly: set[int]) -> None:
+        super().__init__()
+        self.deadly, self.n_taken, self.at = deadly, 0, Beat(0, RESTING, RESTING, "")
+
+    def beat(self, first: int, last: int, step: str) -> None:
+        self.at = Beat(1, first, last, step)
+        self.n_taken += last - first + 1
+        if self.deadly.intersection(range(first, last + 1)):
+            raise Ended
+
+
+class WorkerHere:
+    """Does orders in this process, and dies at certain documents."""
+
+    def __init__(self, plan: Plan, deadly: set[int]) -> None:
+        self.plan, self.pulse, self.n_orders = plan, DeadlyPulse(deadly), 0
+
+    def do(self, order: Order, **watch: object) -> Answer | Death:
+        self.n_orders += 1
+        try:
+            return _answer(self.plan, order, self.pulse)
+        except Ended:
+            return Death(self.pulse.at, "crash", True, -signal.SIGSEGV)
+
+
+def test_documents_that_end_workers_cost_what_one_more_pass_does(tmp_path: Path) -> None:
+    plan = make_plan(config_of(write_inputs(tmp_path / "in", 1, 1000), tmp_path / "out"))
+    deadly = {3, 4, 70, 500, 501, 998}
+    worker: Any = WorkerHere(plan, deadly)
+    mark = do_task(plan, TASK, worker)
+    assert {int(number) for number in skipped(plan)} == deadly
+    assert mark.n_rows == 1000 - len(deadly)
+    assert mark.steps["skip"].drops["extract_crash"].documents == len(deadly)
+    # What dies of four batches and of each document in them, the rest, and all of it.
+    assert worker.n_orders == 4 + len(deadly) + 1 + 1
+    assert worker.pulse.n_taken < 2 * 1000 + 2 * 64 * 4
 
 
 @pytest.mark.parametrize("cause", ["crash", "timeout", "memory"])
@@ -92,7 +140,7 @@ def test_exception_of_a_task_is_the_run_s(plan: Plan) -> None:
 
 def test_what_an_attempt_left_is_removed(plan: Plan) -> None:
     class Leaving(ScriptedWorker):
-        def do(self, order: Order, **watch: object) -> Mark | Failure | Death:
+        def do(self, order: Order, **watch: object) -> Answer | Death:
             (plan.folder / "filter" / f"00000.jsonl.zst.tmp.{order.attempt}").write_text("x")
             if not self.outcomes:
                 raise StoppedError

@@ -21,6 +21,7 @@ END_OF_TEXT = "<|endoftext|>"
 """What ends a document in a file of text, by convention of GPT-2, and the token for it."""
 
 _BATCH_BYTES = 4 << 20
+_BATCH_ROWS = 256
 
 
 def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) -> None:
@@ -195,6 +196,30 @@ def parquet_batches(file: Any, group: int, columns: list[str] | None = None) -> 
     n_bytes = max(metadata.total_byte_size, 1)
     batch_size = min(max(_BATCH_BYTES * metadata.num_rows // n_bytes, 1), 1 << 16)
     yield from file.iter_batches(batch_size, row_groups=[group], columns=columns)
+
+
+def arrow_batches(path: str | os.PathLike[str], *, corrupt: type[ValueError]) -> Iterator[Any]:
+    """Record batches of an Arrow stream, of at most some hundred rows each, not checked.
+
+    Raises:
+        ValueError: pyarrow is missing.
+        corrupt: the file is no Arrow stream, or is corrupt.
+    """
+    try:
+        import pyarrow
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "Arrow files need pyarrow, which is not installed: pip install 'rslm[data]'"
+        ) from error
+    try:
+        with pyarrow.OSFile(os.fspath(path)) as file, pyarrow.ipc.open_stream(file) as stream:
+            for batch in stream:
+                for start in range(0, batch.num_rows, _BATCH_ROWS):
+                    yield batch.slice(start, _BATCH_ROWS)
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise corrupt(f"{path}: not a whole Arrow stream: {error}") from error
 
 
 def _rows(

@@ -1,9 +1,8 @@
 """`rslm data run | plan`."""
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +12,7 @@ import tyro
 from rslm.terminal import Switch, note, print_json, print_table, with_prefix
 
 if TYPE_CHECKING:
-    from rslm.data.pipeline import Part, Plan, Progress
+    from rslm.data.pipeline import Part, Plan
     from rslm.data.pipeline.marks import Mark
     from rslm.data.pipeline.plan import Stage
 
@@ -22,7 +21,6 @@ _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN
 # What a core does of the inputs' bytes in a second, where no task has shown it yet.
 _ASSUMED = {"filter": 5e6}
 _ASSUMED_OTHER = 50e6
-_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +71,13 @@ class PlanOptions:
 
 def run(options: RunOptions) -> None:
     """Does what is left, and says where the result lies."""
+    from rslm.commands.data_progress import shown_progress
     from rslm.data.pipeline import run_pipeline
     from rslm.process import n_cpus
 
     plan = read_checked_plan(options.config)
     part = part_of(options)
-    with progress_lines() as on_progress:
+    with shown_progress() as on_progress:
         run_pipeline(
             plan,
             n_workers=options.workers or (1 if part else n_cpus()),
@@ -89,6 +88,7 @@ def run(options: RunOptions) -> None:
             on_progress=on_progress,
         )
     print(plan.folder / (part.stage if part else plan.stages[-1].name))
+    note(f"next: rslm data report {shlex.quote(str(plan.folder))}")
 
 
 def part_of(options: RunOptions) -> "Part | None":
@@ -116,47 +116,23 @@ def part_of(options: RunOptions) -> "Part | None":
 def read_checked_plan(config: Path) -> "Plan":
     """The plan of a config file, once everything that it names is there."""
     from rslm.data.pipeline import make_plan, read_pipeline_config
-    from rslm.data.pipeline.checks import check_config
+    from rslm.data.pipeline.checks import check_config, warnings_of
 
     read = read_pipeline_config(config)
     check_config(read)
-    return make_plan(read)
-
-
-@contextmanager
-def progress_lines() -> Iterator[Callable[["Progress"], None]]:
-    """Shows how far a run is: a bar on a terminal, else a line a stage and now and then."""
-    import sys
-
-    from rslm.progress import progress_callback
-
-    if sys.stderr.isatty():
-        with progress_callback(True) as show:
-            assert show is not None
-
-            def draw(progress: "Progress") -> None:
-                show(progress.n_bytes_done, progress.n_bytes, progress.stage)
-
-            yield draw
-        return
-    last = time.monotonic()
-
-    def tell(progress: "Progress") -> None:
-        nonlocal last
-        is_last = progress.n_done == progress.n_tasks
-        if is_last or time.monotonic() - last > _EVERY_SECONDS:
-            found = f", {progress.n_found} of them before" if progress.n_found else ""
-            note(f"{progress.stage}: {progress.n_done} of {progress.n_tasks} tasks{found}")
-            last = time.monotonic()
-
-    yield tell
+    found = make_plan(read)
+    for warning in warnings_of(found):
+        note(f"warning: {warning}")
+    return found
 
 
 def plan(options: PlanOptions) -> None:
     """Prints a row for each stage, and what is left to do."""
     from rslm.data.pipeline.marks import finished_marks
+    from rslm.data.pipeline.stages import step_names
 
     planned = read_checked_plan(options.config)
+    steps = step_names(planned)
     marks = finished_marks(planned)
     n_bytes = sum(shard.n_bytes for shard in planned.shards)
     seconds = {
@@ -172,12 +148,14 @@ def plan(options: PlanOptions) -> None:
             }
             for stage in planned.stages
         ]
-        print_json({"files": len(planned.shards), "bytes": n_bytes, "stages": stages})
+        record = {"files": len(planned.shards), "bytes": n_bytes, "steps": steps, "stages": stages}
+        print_json(record)
         return
     rows = [
         [stage.name, stage.n_tasks, len(marks[stage.name]), duration(seconds[stage.name])]
         for stage in planned.stages
     ]
+    print(f"steps: {', '.join(steps)}")
     print_table(["stage", "tasks", "done", "core time left"], rows)
     print(
         f"{len(planned.shards):,} shards, {with_prefix(n_bytes, 'B')}; "

@@ -307,11 +307,11 @@ def _record(
             for label in labels
         },
         "rslm_version": importlib.metadata.version("rslm"),
-        "fasttext_version": _fasttext_version(),
+        "fasttext_version": fasttext_version(),
     }
 
 
-def _fasttext_version() -> str | None:
+def fasttext_version() -> str | None:
     """None where another package than ours brings the module."""
     try:
         return importlib.metadata.version("fasttext-community")

@@ -19,15 +19,16 @@ from rslm.data.decoding import clean_text, decode_page
 from rslm.data.document import Document
 from rslm.data.warc import WarcRecord, read_warc
 from rslm.errors import FormatError
-from rslm.files import END_OF_TEXT, open_parquet, parquet_batches
+from rslm.files import END_OF_TEXT, arrow_batches, open_parquet, parquet_batches
 
-Format = Literal["warc", "jsonl", "parquet", "html", "text"]
+Format = Literal["warc", "jsonl", "parquet", "arrow", "html", "text"]
 
 _FORMATS: dict[str, Format] = {
     **dict.fromkeys((".warc", ".wet"), "warc"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".txt": "text",
 }
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
@@ -48,9 +49,9 @@ def read_documents(
     """The documents of a file, or of a folder's files in the order of their relative paths.
 
     A file's format follows from its name, behind which `.gz` or `.zst` may stand: `.warc` and
-    `.wet`, `.jsonl` and `.ndjson`, `.parquet`, `.html`, `.htm` and `.xhtml`, all others text. In
-    a folder others than these and `.txt` are passed over, as `other_file`, unless `format` says
-    what all of them are; links to folders are not followed.
+    `.wet`, `.jsonl` and `.ndjson`, `.parquet`, `.arrow` (the stream of `datasets`), `.html`,
+    `.htm` and `.xhtml`, all others text. In a folder others than these and `.txt` are passed over,
+    as `other_file`, unless `format` says what all of them are; links to folders are not followed.
 
     Sources are the files' names; that of a single file is `name` where it is given.
 
@@ -147,9 +148,7 @@ def _read_file(
     elif kind == "text":
         yield from _read_text(path, name, limits, skipped)
     else:
-        read: Callable[..., Iterator[Mapping[str, Any]]]
-        read = _json_rows if kind == "jsonl" else _table_rows
-        rows = read(path, limits, skipped)
+        rows = _ROWS[kind](path, limits, skipped)
         yield from read_rows(
             rows, source=name, text_field=text_field, limits=limits, skipped=skipped
         )
@@ -285,16 +284,47 @@ def _table_rows(path: Path, limits: Limits, skipped: Counter[str]) -> Iterator[M
             skipped["corrupt_rows"] += 1
 
 
-def _python_rows(batch: Any, skipped: Counter[str]) -> list[dict[str, Any]]:
-    """The rows of a batch without those that hold what Python cannot, such as broken UTF-8."""
+def _arrow_rows(path: Path, limits: Limits, skipped: Counter[str]) -> Iterator[Mapping[str, Any]]:
+    """The rows of an Arrow stream, as `datasets` writes them; behind damage there is no more."""
+    n_batches = 0
     try:
+        for batch in arrow_batches(path, corrupt=FormatError):
+            n_batches += 1
+            yield from _python_rows(batch, skipped, is_checked=False)
+    except FormatError:
+        skipped["corrupt_rows" if n_batches else "corrupt_file"] += 1
+
+
+_ROWS: dict[str, Callable[..., Iterator[Mapping[str, Any]]]] = {
+    "jsonl": _json_rows,
+    "parquet": _table_rows,
+    "arrow": _arrow_rows,
+}
+
+
+def _python_rows(
+    batch: Any, skipped: Counter[str], *, is_checked: bool = True
+) -> list[dict[str, Any]]:
+    """The rows of a batch without those that hold what Python cannot, such as broken UTF-8.
+
+    Args:
+        batch: record batch.
+        skipped: counts the others.
+        is_checked: whether it is known that nothing in it points beyond its ends.
+    """
+    try:
+        if not is_checked:
+            batch.validate(full=True)
         rows: list[dict[str, Any]] = batch.to_pylist()
     except (ValueError, OverflowError):
         if len(batch) == 1:
             skipped["corrupt_rows"] += 1
             return []
         half = len(batch) // 2
-        return _python_rows(batch[:half], skipped) + _python_rows(batch[half:], skipped)
+        return [
+            *_python_rows(batch[:half], skipped, is_checked=is_checked),
+            *_python_rows(batch[half:], skipped, is_checked=is_checked),
+        ]
     return rows
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rslm.data.document import Document
+from rslm.data.pipeline.places import Place, documents_at
 from rslm.data_report import words
 from rslm.data_report.examples import cut, unlike
-from rslm.data_report.places import Place, documents_at
 from rslm.data_report.view import PipelineView
 from rslm.html_report.blocks import Passage, PassageGroup, Passages
 

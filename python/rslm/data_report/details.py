@@ -13,13 +13,13 @@ from rslm.data.dedup.normalize import normalize
 from rslm.data.dedup.shingles import jaccard, make_shingles
 from rslm.data.document import Document
 from rslm.data.pipeline.config import ANY_LANGUAGE, PipelineConfig
+from rslm.data.pipeline.places import Place, documents_at
 from rslm.data.pipeline.plan import Plan
 from rslm.data.pipeline.steps import Decision
 from rslm.data.quality import Preset
 from rslm.data_report import words
 from rslm.data_report.links import kept_of, members_of
 from rslm.data_report.measures import Measure, quality_steps
-from rslm.data_report.places import Place, documents_at
 from rslm.data_report.view import PipelineView
 from rslm.token_file import TokenFile
 

@@ -78,6 +78,8 @@ def n_examples(groups: Sequence[Sequence[Sample]]) -> int:
 def passage(sample: Sample) -> Passage:
     """A sample with where it is from and why it was dropped."""
     notes = [f"{sample['characters']:,} characters", f"from {sample['source']}"]
+    if sample["language"]:
+        notes.append(f"language {sample['language']}")
     if sample["url"]:
         notes.append(f"id {sample['id']}")
     if found := deciding(sample):

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rslm.data_report.view import PipelineView, StageView
+from rslm.data.pipeline.report import StageReport
+from rslm.data_report.view import PipelineView
 
 CRAWL_FILES = 100_000
 """WET or WARC files of a crawl of Common Crawl, about."""
@@ -87,7 +88,7 @@ def n_tokens(view: PipelineView) -> int | None:
     return sum(n for name, n in counts.items() if name.endswith("_tokens"))
 
 
-def _missing(stage: StageView, first: StageView) -> float:
+def _missing(stage: StageReport, first: StageReport) -> float:
     """How much more a stage takes for all shards that are read than for those that it has done."""
     n_shards = len(first.marks)
     if stage.stage.n_tasks == first.stage.n_tasks:
@@ -111,7 +112,7 @@ def _bytes_by_shard(view: PipelineView) -> list[float]:
     return [list(mark.steps.values())[-1].given.bytes for mark in marks]
 
 
-def _cpu(stage: StageView, index: int) -> float:
+def _cpu(stage: StageReport, index: int) -> float:
     return sum(tally.cpu_seconds for tally in stage.marks[index].steps.values())
 
 

@@ -6,37 +6,15 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from rslm.data.pipeline.report import PASSES
-from rslm.data.pipeline.shards import read_lines
-from rslm.data.pipeline.stages import INDEX
+from rslm.data.pipeline.places import inputs
+from rslm.data.pipeline.report import Entry
 from rslm.data.pipeline.tally import Samples
-from rslm.data_report.places import inputs
 from rslm.data_report.view import PipelineView
 
 KEPT = "kept"
 MAX_FOUND = 20
 """Documents of one id that are shown: of lines without one in many files there may be many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What one pass decided on one document.
-
-    Attributes:
-        shard: the number of the task.
-        number: among the documents that the pass read of the shard.
-        row: among those that it wrote; None where `step` dropped it.
-    """
-
-    stage: str
-    shard: int
-    id: str
-    step: str
-    reason: str
-    number: int
-    row: int | None
 
 
 _SHOWN_CHARACTERS = 300
@@ -54,7 +32,7 @@ def find_by_id(view: PipelineView, given: str) -> list[Way]:
     wanted = given.strip().removeprefix("<").removesuffix(">")
     found: list[Entry] = []
     closest = Closest(wanted)
-    for entry in entries(view, "filter"):
+    for entry in view.report.entries("filter"):
         if entry.id == wanted and len(found) < MAX_FOUND:
             found.append(entry)
         elif not found:
@@ -82,7 +60,7 @@ def find_by_url(view: PipelineView, url: str) -> list[Way]:
             elif not numbers:
                 closest.offer(document.url)
         if numbers:
-            found = [e for e in entries_of(view, "filter", shard) if e.number in numbers]
+            found = [e for e in view.report.entries_of("filter", shard) if e.number in numbers]
             return [follow(view, entry) for entry in found[:MAX_FOUND]]
     raise ValueError(closest.complaint("url"))
 
@@ -95,12 +73,12 @@ def find_at_random(view: PipelineView, n: int, *, reason: str | None, seed: int)
     """
     rank = Samples(0, seed).rank
     seen: Counter[str] = Counter()
-    last = [stage for stage in view.stages if stage.name in PASSES and stage.marks][-1].name
+    passes = [stage.name for stage in view.report.passes]
 
     def candidates() -> Iterator[Entry]:
-        for stage in [stage.name for stage in view.stages if stage.name in PASSES]:
-            for entry in entries(view, stage):
-                if entry.row is not None and stage != last:
+        for stage in passes:
+            for entry in view.report.entries(stage):
+                if entry.row is not None and stage != passes[-1]:
                     continue
                 name = entry.reason or KEPT
                 seen[name] += 1
@@ -117,10 +95,10 @@ def find_at_random(view: PipelineView, n: int, *, reason: str | None, seed: int)
 def _whole(view: PipelineView, entry: Entry) -> Way:
     """The way of which this is the last entry, found back from there."""
     way = [entry]
-    passes = [stage.name for stage in view.stages if stage.name in PASSES]
+    passes = [stage.name for stage in view.report.passes]
     for stage in reversed(passes[: passes.index(entry.stage)]):
         row = way[0].number
-        before = next((e for e in entries_of(view, stage, entry.shard) if e.row == row), None)
+        before = next((e for e in view.report.entries_of(stage, entry.shard) if e.row == row), None)
         if before is None:
             break
         way.insert(0, before)
@@ -130,32 +108,18 @@ def _whole(view: PipelineView, entry: Entry) -> Way:
 def follow(view: PipelineView, first: Entry) -> Way:
     """What became of a document behind an entry."""
     way = [first]
-    passes = [stage.name for stage in view.stages if stage.name in PASSES]
+    passes = [stage.name for stage in view.report.passes]
     for stage in passes[passes.index(first.stage) + 1 :]:
         row = way[-1].row
         if row is None:
             break
-        entry = next((e for e in entries_of(view, stage, first.shard) if e.number == row), None)
+        entry = next(
+            (e for e in view.report.entries_of(stage, first.shard) if e.number == row), None
+        )
         if entry is None:
             break
         way.append(entry)
     return way
-
-
-def entries(view: PipelineView, stage: str) -> Iterator[Entry]:
-    """What a pass decided on every document of its finished tasks."""
-    found = view.stage(stage)
-    for shard in sorted(found.marks) if found else ():
-        yield from entries_of(view, stage, shard)
-
-
-def entries_of(view: PipelineView, stage: str, shard: int) -> Iterator[Entry]:
-    """The same of one shard; nothing where its task is not finished."""
-    found = view.stage(stage)
-    if found is None or shard not in found.marks:
-        return
-    for record in read_lines(view.plan.path(stage, shard, INDEX)):
-        yield Entry(stage=stage, shard=shard, **record)
 
 
 class Closest:

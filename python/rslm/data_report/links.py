@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rslm.data.pipeline.plan import Plan
-from rslm.data_report.places import CLUSTERS, Place, rows_dropped
+from rslm.data.pipeline.places import Place, rows_dropped
+from rslm.data.pipeline.plan import PLACES, Plan
 from rslm.errors import FormatError
 
 _MAGIC = b"RSLMDUP\0"
@@ -29,7 +29,7 @@ def members_of(plan: Plan, kind: str, place: Place) -> list[Place]:
     Reads all links of the run, 16 bytes each, as often as there are steps between members.
     """
     join = plan.stage(f"{kind}.join")
-    files = [plan.path(join.name, index, CLUSTERS) for index in range(join.n_tasks)]
+    files = [plan.path(join.name, index, PLACES) for index in range(join.n_tasks)]
     links = [pair for path in files if len(pair := read_links(path))]
     known = np.array([_key(place)], np.uint64)
     while True:

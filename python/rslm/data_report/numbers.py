@@ -9,7 +9,7 @@ from typing import Any
 from rslm.config import to_record
 from rslm.data.pipeline.tally import Amount, StepTally
 from rslm.data_report.extrapolate import Extrapolation, n_tokens
-from rslm.data_report.view import PipelineView, StepView, languages
+from rslm.data_report.view import PipelineView, StepView, languages, languages_kept
 
 MAX_SIZES = 10
 """Sizes of clusters that each have a row."""
@@ -61,12 +61,15 @@ def report_record(view: PipelineView, extrapolation: Extrapolation | None) -> di
                 "cpu_seconds": tally.cpu_seconds,
                 "bytes_per_second": bytes_per_second(tally) if tally.taken.bytes else None,
                 "counts": dict(sorted(tally.counts.items())),
+                "largest": dict(sorted(tally.largest.items())),
                 "histogram": by_number(tally.histogram),
             }
             for name, tally in view.work
         ],
         "languages": dict(by_count(languages(view))),
+        "languages_kept": dict(by_count(languages_kept(view))),
         "tokens": n_tokens(view),
+        "made_with": [to_record(each) for each in view.plan.made_with],
         "extrapolation": None if extrapolation is None else to_record(extrapolation),
     }
 
@@ -84,6 +87,7 @@ def _step(step: StepView) -> dict[str, Any]:
         "lines_removed": dict(by_count(tally.lines_removed)),
         "counts": dict(sorted(tally.counts.items())),
         "histogram": by_number(tally.histogram),
+        "languages": dict(by_count(tally.languages)),
         "cpu_seconds": tally.cpu_seconds,
         "bytes_per_second": bytes_per_second(tally),
     }
@@ -98,11 +102,25 @@ def _with_shares(amount: Amount, step: StepView) -> dict[str, Any]:
 
 def compared(view: PipelineView) -> list[tuple[str, Mapping[str, int]]]:
     """What comparing counted, stage by stage, without what other numbers say already."""
-    told = ("documents", "dropped", "largest_bucket", "lines")
+    told = ("documents", "dropped", "lines")
     return [
-        (name, {what: n for what, n in tally.counts.items() if n and what not in told})
+        (
+            name,
+            {what: n for what, n in tally.counts.items() if n and what not in told}
+            | {f"largest_{what}": n for what, n in tally.largest.items() if n},
+        )
         for name, tally in view.work
     ]
+
+
+def by_language(view: PipelineView, limit: int) -> list[tuple[str, int, int]]:
+    """Languages as (code, documents found, documents left at the end), the commonest first."""
+    found, kept = languages(view), languages_kept(view)
+    rows = [(code, n, kept[code]) for code, n in by_count(found)]
+    if rest := rows[limit:]:
+        name = f"{len(rest)} more"
+        rows[limit:] = [(name, sum(n for _, n, _ in rest), sum(n for _, _, n in rest))]
+    return rows
 
 
 def by_documents(drops: Mapping[str, Amount]) -> list[tuple[str, Amount]]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rslm.config import to_record
-from rslm.data.pipeline.plan import PLAN_FILE
 from rslm.data_report import words
 from rslm.data_report.examples import examples
 from rslm.data_report.extrapolate import Extrapolation, n_tokens
@@ -128,15 +126,17 @@ def _summary(view: PipelineView, extrapolation: Extrapolation | None) -> Iterato
 
 def _configuration(view: PipelineView) -> Iterator[Block]:
     plan = view.plan
-    record = json.loads((plan.folder / PLAN_FILE).read_bytes())
     options = flatten(to_record(plan.config))
-    yield _pairs(
+    yield _texts(
         "Options, as they were resolved",
         ("option", "value"),
         [(name, json.dumps(value, ensure_ascii=False)) for name, value in options.items()],
     )
-    versions = [("rslm, of the plan", str(record["rslm"])), ("Python, of this page", _python())]
-    yield _pairs("Versions", ("what", "version"), versions)
+    yield _texts(
+        "Made with",
+        ("what", "name", "version", "SHA-256"),
+        [(each.what, each.name, each.version, each.sha256) for each in plan.made_with],
+    )
     yield Table(
         caption="Stages",
         columns=[
@@ -169,14 +169,10 @@ def _configuration(view: PipelineView) -> Iterator[Block]:
     )
 
 
-def _pairs(caption: str, heads: tuple[str, str], rows: Sequence[tuple[str, str]]) -> Table:
+def _texts(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return Table(
         caption=caption,
         columns=[(head, "") for head in heads],
         rows=[[Cell(value=text, text=text) for text in row] for row in rows],
         is_sortable=False,
     )
-
-
-def _python() -> str:
-    return sys.version.split()[0]

@@ -12,6 +12,7 @@ from rslm.data_report.numbers import (
     CLASSIFY,
     binned,
     by_count,
+    by_language,
     by_number,
     bytes_per_second,
     compared,
@@ -157,19 +158,28 @@ def _counted(caption: str, what: str, counts: Mapping[str, int]) -> Iterator[Blo
 
 def language_bars(view: PipelineView) -> Iterator[Block]:
     """Languages, and scores of classifiers where they were counted."""
-    found = by_count(languages(view))
-    total = sum(n for _, n in found)
-    if found:
-        rest = sum(n for _, n in found[MAX_LANGUAGES:])
-        more = [(f"{len(found) - MAX_LANGUAGES} more", rest)] if rest else []
+    total = sum(languages(view).values())
+    if total:
         yield Bars(
-            caption="Languages that were found, before any document was dropped for its own",
+            caption=(
+                "Languages that were found, before any document was dropped for its own, and what "
+                "of each is left at the end"
+            ),
             name="language",
-            parts=["documents"],
-            columns=["documents", "% of these"],
+            parts=["left at the end", "dropped"],
+            columns=["documents", "% of these", "left at the end", "% of the language"],
             bars=[
-                Bar(name=code, parts=[n], texts=[f"{n:,}", words.percent(n / total)])
-                for code, n in found[:MAX_LANGUAGES] + more
+                Bar(
+                    name=code,
+                    parts=[kept, n - kept],
+                    texts=[
+                        f"{n:,}",
+                        words.percent(n / total),
+                        f"{kept:,}",
+                        words.percent(kept / n),
+                    ],
+                )
+                for code, n, kept in by_language(view, MAX_LANGUAGES)
             ],
         )
     for step in view.steps:

@@ -13,6 +13,7 @@ from rslm.data_report.numbers import (
     binned,
     by_count,
     by_documents,
+    by_language,
     bytes_per_second,
     compared,
     scores,
@@ -46,13 +47,15 @@ def tables(view: PipelineView) -> Iterator[tuple[Sequence[str], Rows]]:
         (("records passed over", "records"), _counts(_skipped(view))),
         (("lines removed", "lines", "by step"), _lines(view)),
         (("counted on the way", "number", "by step"), _extras(view)),
-        (("language", "documents", "% of these"), _languages(view)),
+        (LANGUAGES, _languages(view)),
         (("score", "documents", "by step"), _scores(view)),
         (("members of a cluster", "clusters", "documents", "by step"), _clusters(view)),
+        (("made with", "name", "version", "SHA-256"), _made_with(view)),
     ]
     yield from ((header, rows) for header, rows in candidates if rows)
 
 
+LANGUAGES = ("language", "documents", "% of these", "left at the end", "% of the language")
 DOCUMENTS = (
     "step, reason",
     "documents in",
@@ -147,16 +150,11 @@ def _extras(view: PipelineView) -> Rows:
 
 
 def _languages(view: PipelineView) -> Rows:
-    found = languages(view)
-    total = sum(found.values())
-    rows: list[Sequence[Any]] = [
-        (code, n, words.percent(n / total)) for code, n in by_count(found)[:MAX_LANGUAGES]
+    total = sum(languages(view).values())
+    return [
+        (code, n, words.percent(n / total), kept, words.percent(kept / n))
+        for code, n, kept in by_language(view, MAX_LANGUAGES)
     ]
-    rest = by_count(found)[MAX_LANGUAGES:]
-    if rest:
-        n = sum(n for _, n in rest)
-        rows.append((f"{len(rest)} more", n, words.percent(n / total)))
-    return rows
 
 
 def _scores(view: PipelineView) -> Rows:
@@ -175,3 +173,8 @@ def _clusters(view: PipelineView) -> Rows:
         if name.endswith(".cluster")
         for row in binned(tally.histogram)
     ]
+
+
+def _made_with(view: PipelineView) -> Rows:
+    # So many digits tell any two files apart that one has.
+    return [(each.what, each.name, each.version, each.sha256[:12]) for each in view.plan.made_with]

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from rslm.data.document import Document
-from rslm.data.pipeline.shards import read_shard
-from rslm.data.pipeline.stages import DOCUMENTS
-from rslm.data.pipeline.steps import Decision, Step, filter_steps, lines_step, pii_step
-from rslm.data_report.details import of_decision, of_duplicates, of_tokens
-from rslm.data_report.find import Entry, Way
-from rslm.data_report.measures import Measure
-from rslm.data_report.places import (
-    CLUSTERS,
+from rslm.data.pipeline.places import (
     Place,
     input_at,
     masks_before,
     rows_dropped,
     writer_before,
 )
+from rslm.data.pipeline.plan import DOCUMENTS, PLACES
+from rslm.data.pipeline.report import Entry
+from rslm.data.pipeline.shards import read_shard
+from rslm.data.pipeline.steps import Decision, Step, filter_steps, lines_step, pii_step
+from rslm.data_report.details import of_decision, of_duplicates, of_tokens
+from rslm.data_report.find import Way
+from rslm.data_report.measures import Measure
 from rslm.data_report.view import PipelineView
 
 KEPT, EDITED, DROPPED, UNKNOWN = "kept", "edited", "dropped", "unknown"
@@ -220,7 +220,7 @@ def _steps_after(view: PipelineView, entry: Entry, row: int) -> dict[str, Step]:
     config = view.plan.config
     if entry.stage == "lines.rewrite":
         merge = view.plan.stage("lines.merge")
-        merged = [view.plan.path(merge.name, n, CLUSTERS) for n in range(merge.n_tasks)]
+        merged = [view.plan.path(merge.name, n, PLACES) for n in range(merge.n_tasks)]
         step = lines_step(merged, entry.shard, config.lines)
         # It counts the rows that it has seen.
         step([Document(text="", id="")] * row)

@@ -1,7 +1,6 @@
-"""What is known of a pipeline's folder: its plan, the marks of its tasks, sums of these.
+"""A pipeline's report as it is shown: the documents' way step by step, and the work between.
 
-The folder may be of a run that goes on or was stopped. A stage counts only where all before it
-are finished: what an earlier config left of it says nothing about this one.
+The folder may be of a run that goes on or was stopped.
 """
 
 from __future__ import annotations
@@ -13,39 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rslm.data.pipeline.marks import Mark, finished_marks
-from rslm.data.pipeline.plan import PLAN_FILE, Plan, Stage, read_plan
-from rslm.data.pipeline.report import PASSES
-from rslm.data.pipeline.shards import read_lines
-from rslm.data.pipeline.stages import SAMPLES
-from rslm.data.pipeline.tally import Samples, StepTally
+from rslm.data.pipeline.plan import PASSES, PLAN_FILE, Plan
+from rslm.data.pipeline.report import PipelineReport, StageReport
+from rslm.data.pipeline.tally import StepTally
 
 READ = "read"
-MAX_SAMPLED_TASKS = 256
-"""Tasks of a stage whose examples are read: of more, some that lie evenly."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageView:
-    """A stage, and the marks of those of its tasks that are finished, by their numbers."""
-
-    stage: Stage
-    marks: Mapping[int, Mark]
-
-    @property
-    def name(self) -> str:
-        """The stage's."""
-        return self.stage.name
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all tasks are finished."""
-        return len(self.marks) == self.stage.n_tasks
-
-    @property
-    def cpu_seconds(self) -> float:
-        """Of all steps."""
-        return sum(tally.cpu_seconds for m in self.marks.values() for tally in m.steps.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +42,26 @@ class StepView:
 class PipelineView:
     """A run's folder as far as the run has come."""
 
-    plan: Plan
-    stages: Sequence[StageView]
+    report: PipelineReport
 
-    def stage(self, name: str) -> StageView | None:
+    @property
+    def plan(self) -> Plan:
+        """The run's."""
+        return self.report.plan
+
+    @property
+    def stages(self) -> Sequence[StageReport]:
+        """All of the plan, in their order."""
+        return list(self.report.stages.values())
+
+    def stage(self, name: str) -> StageReport | None:
         """The stage of this name, if the plan has it."""
-        return next((stage for stage in self.stages if stage.name == name), None)
+        return self.report.stages.get(name)
 
     @property
     def is_complete(self) -> bool:
         """Whether all stages are."""
-        return all(stage.is_complete for stage in self.stages)
+        return self.report.is_finished
 
     @cached_property
     def read(self) -> StepTally:
@@ -90,11 +70,8 @@ class PipelineView:
 
     def tally(self, stage: str, step: str) -> StepTally:
         """The sum of a step over the finished tasks of a stage; of nothing, zero."""
-        total, found = StepTally(), self.stage(stage)
-        for mark in found.marks.values() if found else ():
-            if step in mark.steps:
-                total.add(mark.steps[step])
-        return total
+        found = self.stage(stage)
+        return found.steps.get(step, StepTally()) if found else StepTally()
 
     @cached_property
     def steps(self) -> list[StepView]:
@@ -103,21 +80,17 @@ class PipelineView:
         Setting aside what ended a worker before ("skip") is a step where it happened.
         """
         steps = []
-        for name in PASSES:
-            stage = self.stage(name)
-            if stage is None or not stage.marks:
-                continue
+        for stage in self.report.passes:
             n_read = self._n_read(stage.marks)
-            for step in dict.fromkeys(s for mark in stage.marks.values() for s in mark.steps):
-                view = StepView(stage=name, name=step, tally=self.tally(name, step), n_read=n_read)
+            for step, tally in stage.steps.items():
+                view = StepView(stage=stage.name, name=step, tally=tally, n_read=n_read)
                 if step != READ and (step != "skip" or view.dropped):
                     steps.append(view)
         return steps
 
     def _n_read(self, shards: Mapping[int, Any]) -> int:
-        stage = self.stage("filter")
-        assert stage is not None, "every plan begins by it"
-        read = (stage.marks[index].steps[READ] for index in shards if index in stage.marks)
+        marks = self.report.marks("filter")
+        read = (marks[index].steps[READ] for index in shards if index in marks)
         return sum(tally.given.documents for tally in read)
 
     @cached_property
@@ -139,21 +112,15 @@ class PipelineView:
     def notes(self, stage: str, key: str) -> list[Any]:
         """What the tasks of a stage noted under a key, one after the other."""
         found = self.stage(stage)
-        marks = found.marks.values() if found else ()
-        return [note for mark in marks for note in mark.notes.get(key, ())]
+        return found.notes(key) if found else []
 
     def samples(self) -> list[dict[str, Any]]:
         """Examples by stage, step and reason: in each those of the smallest hashes."""
-        records = []
-        for name in PASSES:
-            stage = self.stage(name)
-            if stage is None or not stage.marks:
-                continue
-            merged = Samples(self.plan.config.n_samples, self.plan.config.seed)
-            for index in _evenly(sorted(stage.marks), MAX_SAMPLED_TASKS):
-                merged.add(read_lines(self.plan.path(name, index, SAMPLES)))
-            records += [record | {"stage": name} for record in merged.records()]
-        return records
+        return [
+            record | {"stage": stage.name}
+            for stage in self.report.passes
+            for record in self.report.samples(stage.name)
+        ]
 
 
 def read_view(folder: Path) -> PipelineView:
@@ -167,19 +134,14 @@ def read_view(folder: Path) -> PipelineView:
         raise FileNotFoundError(
             f"{folder} must be the folder of a pipeline, and holds no {PLAN_FILE}"
         )
-    plan = read_plan(folder)
-    marks = finished_marks(plan)
-    stages = [StageView(stage=stage, marks=marks[stage.name]) for stage in plan.stages]
-    return PipelineView(plan=plan, stages=stages)
-
-
-def _evenly(numbers: Sequence[int], n: int) -> list[int]:
-    """At most so many of the numbers, over their whole length."""
-    if len(numbers) <= n:
-        return list(numbers)
-    return [numbers[i * len(numbers) // n] for i in range(n)]
+    return PipelineView(report=PipelineReport.read(folder))
 
 
 def languages(view: PipelineView) -> Counter[str]:
     """Documents by the language that was found, before it dropped any."""
     return view.tally("filter", "language").histogram
+
+
+def languages_kept(view: PipelineView) -> Counter[str]:
+    """Documents by language that the last step so far has left."""
+    return view.steps[-1].tally.languages if view.steps else Counter()

@@ -1,9 +1,11 @@
 """What a pipeline is told: one frozen dataclass, and the TOML file that it is written as.
 
-A table is a step. A step whose first option is left out is not made; the order is fixed.
+A table is a step. A step whose first option is left out is not made; the order is fixed, but for
+`lines.before_minhash`.
 
     out = "runs/crawl"
     preset = "fineweb"            # what the tables below leave out; none by default
+    without = ["pii"]             # steps of the preset that are not made
 
     [[inputs]]
     paths = ["crawl/*.warc.gz"]   # files, folders, patterns
@@ -17,10 +19,10 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rslm.config import Record, check_record, from_record, merge_records, read_toml
 from rslm.data.byte_stream import Limits
@@ -38,14 +40,37 @@ from rslm.data.quality import Preset as QualityPreset
 
 Extractor = Literal["readability", "resiliparse", "resiliparse-main"]
 ANY_LANGUAGE = "any"
+StepTable = Literal[
+    "url_filter",
+    "language",
+    "quality",
+    "classifiers",
+    "decontaminate",
+    "exact",
+    "lines",
+    "minhash",
+    "pii",
+    "tokenize",
+]
+"""Tables of steps that a config may be without."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """Files of one kind and one source; sorted by their paths, each is a task."""
+    """Files of one kind and one source, or a data set; sorted by their paths, each is a task."""
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = ()
     """Files, folders (what is in them at any depth) and patterns such as crawl/*.warc.gz."""
+    dataset: str | None = None
+    """A data set of Hugging Face instead, such as roneneldan/TinyStories, or a folder that
+    `save_to_disk` wrote. It is fetched into the cache of `datasets` (HF_HOME), which all machines
+    of a run must see; each of its Arrow files there is a task."""
+    subset: str | None = None
+    """Which of a data set's configurations."""
+    split: str = "train"
+    """Of a data set."""
+    revision: str | None = None
+    """Commit, branch or tag of a data set; the newest by default."""
     name: str = ""
     """The documents' source; the name of their file unless given."""
     format: Format | None = None
@@ -56,6 +81,18 @@ class InputConfig:
     """Share of the tokens' text, in proportion to the weights of all other inputs."""
     repeats: float | None = None
     """How often its documents are trained on, instead of a weight; 1 by default."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if bool(self.paths) == (self.dataset is not None):
+            given = "both" if self.paths else "neither"
+            raise ValueError(f"inputs must have either paths or a dataset, got {given}")
+        if self.dataset is None:
+            for name in ("subset", "revision"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is of a data set; add dataset")
+        elif self.format is not None:
+            raise ValueError("format is of files; a dataset has its own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +133,7 @@ class QualityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """A trained classifier: its score is written down, and may drop the document.
-
-    A classifier names its first choice alone; where that is another label, the score taken for
-    `label` is what the first choice leaves over, which is exact for two labels.
-    """
+    """A trained classifier: its score is written down, and may drop the document."""
 
     model: Path
     label: str
@@ -138,6 +171,9 @@ class LinesConfig:
     keep: KeepLines | None = None
     min_words: int = 0
     """What is left with fewer words is dropped."""
+    before_minhash: bool = False
+    """Before near-duplicates are looked for, instead of behind that: what is left of a page and of
+    its near-copies without the lines that they share is seldom alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +242,8 @@ class PipelineConfig:
     inputs: tuple[InputConfig, ...]
     preset: str | None = None
     """What the file was read on top of."""
+    without: tuple[StepTable, ...] = ()
+    """Steps of the preset that are left out, by the names of their tables."""
     seed: int = 0
     """Of samples, and of keeping one of several at random."""
     n_samples: int = 20
@@ -235,6 +273,12 @@ class PipelineConfig:
         """Refuse numbers that cannot be."""
         check_numbers(self)
         check_languages(self.language.languages)
+        defaults = {each.name: each for each in fields(self)}
+        for step in self.without:
+            default = defaults[step]
+            left_out = () if default.default == () else cast(Any, default.default_factory)()
+            if getattr(self, step) != left_out:
+                raise ValueError(f"without must name no step that the config has, got {step}")
         if not 0 <= self.tokenize.validation_share < 1:
             raise ValueError(
                 "tokenize.validation_share must be at least 0 and below 1, "
@@ -267,7 +311,7 @@ class PipelineConfig:
                 if value is not None and not given.name:
                     raise ValueError(
                         "inputs with a weight or repeats must have a name, got none for "
-                        f"{', '.join(given.paths)}"
+                        f"{given.dataset or ', '.join(given.paths)}"
                     )
                 if value is not None:
                     values[glob.escape(given.name)] = value
@@ -296,7 +340,9 @@ def read_pipeline_config(path: str | os.PathLike[str]) -> PipelineConfig:
     """
     record = check_record(PipelineConfig, read_toml(path), os.fspath(path))
     if (name := record.get("preset")) is not None:
-        record = merge_records(_read_preset(name), record)
+        without = record.get("without", ())
+        steps = {key: value for key, value in _read_preset(name).items() if key not in without}
+        record = merge_records(steps, record)
     return from_record(PipelineConfig, record, os.fspath(path))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +18,7 @@ from rslm.data.document import Document
 from rslm.data.pipeline.pulse import Pulse
 from rslm.data.pipeline.shards import LinesWriter, document_record
 from rslm.data.pipeline.steps import Decision, Step
-from rslm.data.pipeline.tally import Amount, Samples, StepTally
+from rslm.data.pipeline.tally import Amount, Samples, StepTally, language_of
 from rslm.errors import FormatError
 
 # A batch is so small that its step is far from the watchdog's limit, and so large that what is
@@ -106,6 +106,29 @@ def pass_documents(
             shown.write(record)
     written = {files.documents: shard, files.index: index, files.samples: shown}
     return tallies, {path.name: writer.digest for path, writer in written.items()}, n_rows
+
+
+def scout_documents(
+    documents: Iterable[Document],
+    steps: Mapping[str, Step],
+    first: int,
+    *,
+    skip: Collection[int],
+    careful: Ranges,
+    pulse: Pulse,
+) -> None:
+    """Sends documents from a number on through steps as `pass_documents` does; keeps nothing.
+
+    The steps must be such as remember nothing from document to document.
+    """
+    samples = Samples(0, 0)
+    for batch in batches(documents, samples, careful):
+        batch = [item for item in batch if item.number >= first and item.number not in skip]
+        for name, step in steps.items():
+            if batch:
+                pulse.beat(batch[0].number, batch[-1].number, name)
+                batch = _take_step(name, step, batch, StepTally(), [], samples)
+        pulse.rest()
 
 
 def batches(
@@ -202,9 +225,10 @@ def _count(
         tally.counts.update(decision.counts)
         if decision.group:
             tally.histogram[decision.group] += 1
+        language = language_of(decision.document)
         if decision.reason:
             tally.drops.setdefault(decision.reason, Amount()).add(item.amount())
-            samples.offer(name, decision.reason, item.rank, item.document)
+            samples.offer(name, decision.reason, item.rank, item.document, language)
             entries.append(_entry(item, name, decision.reason, None))
             continue
         document = decision.document
@@ -212,7 +236,9 @@ def _count(
         n_bytes = item.n_bytes if same else _n_bytes(document.text)
         item = Item(item.number, document, n_bytes, item.rank)
         tally.given.add(item.amount())
-        samples.offer(name, "", item.rank, document)
+        if language:
+            tally.languages[language] += 1
+        samples.offer(name, "", item.rank, document, language)
         passed.append(item)
     return passed
 

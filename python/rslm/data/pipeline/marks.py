@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rslm.data.pipeline.checked import checked_record, unchecked_record
-from rslm.data.pipeline.plan import Plan, Stage, digest
+from rslm.data.pipeline.ingredients import digest
+from rslm.data.pipeline.plan import Plan, Stage
 from rslm.data.pipeline.shards import hash_file, written_beside
 from rslm.data.pipeline.tally import StepTally
 

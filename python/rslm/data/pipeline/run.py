@@ -32,6 +32,10 @@ class Progress:
     n_bytes_done: int
     n_found: int
     """Tasks of those done that an earlier run had finished."""
+    n_bytes_found: int
+    """What those stand for."""
+    n_documents: int
+    """Documents that all tasks done wrote, or signed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +183,17 @@ def _run_tasks(
         n_bytes=sum(sizes[task.index] for task in tasks),
         n_bytes_done=sum(sizes[index] for index in marks),
         n_found=len(marks),
+        n_bytes_found=sum(sizes[index] for index in marks),
+        n_documents=sum(mark.n_rows for mark in marks.values()),
     )
     on_progress(progress)
     for mark in run([task for task in tasks if task.index not in marks]):
         marks[mark.index] = mark
-        n_bytes_done = progress.n_bytes_done + sizes[mark.index]
-        progress = replace(progress, n_done=len(marks), n_bytes_done=n_bytes_done)
+        progress = replace(
+            progress,
+            n_done=len(marks),
+            n_bytes_done=progress.n_bytes_done + sizes[mark.index],
+            n_documents=progress.n_documents + mark.n_rows,
+        )
         on_progress(progress)
     return [marks[task.index] for task in tasks]

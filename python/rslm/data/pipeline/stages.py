@@ -12,34 +12,53 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rslm.data.document import Document
-from rslm.data.documents import read_documents
 from rslm.data.pipeline.documents_pass import (
     PassFiles,
     Ranges,
     pass_documents,
     read_skip,
+    scout_documents,
 )
+from rslm.data.pipeline.ingredients import digest
 from rslm.data.pipeline.marks import Mark, Task, read_mark, write_mark
-from rslm.data.pipeline.plan import Plan, StageName, digest
+from rslm.data.pipeline.places import (
+    documents_before,
+    documents_written_before,
+    inputs,
+    masks_before,
+    rows_dropped,
+)
+from rslm.data.pipeline.plan import (
+    DOCUMENTS,
+    INDEX,
+    PASSES,
+    PLACES,
+    SAMPLES,
+    SKIP,
+    Plan,
+    StageName,
+)
 from rslm.data.pipeline.pulse import Pulse
-from rslm.data.pipeline.shards import hash_file, read_shard, written_beside
-from rslm.data.pipeline.steps import Step, drop_rows, filter_steps, lines_step, pii_step
+from rslm.data.pipeline.shards import hash_file, written_beside
+from rslm.data.pipeline.steps import (
+    Step,
+    drop_rows,
+    filter_step_names,
+    filter_steps,
+    lines_step,
+    pii_step,
+)
 from rslm.data.pipeline.tally import Amount, Samples, StepTally
 from rslm.files import locked
 from rslm.process import n_cpus
 
-DOCUMENTS = "jsonl.zst"
-INDEX = "index.jsonl.zst"
-SAMPLES = "samples.jsonl.zst"
-SKIP = "skip.json"
-_DATA = "bin"
-# What drops documents without writing any, and the reason that the next pass gives.
-_MASKS: dict[StageName, str] = {
+# The reason that the pass behind gives for what each of these drops.
+_MASKS = {
     "exact.cluster": "exact_duplicate",
     "minhash.cluster": "near_duplicate",
 }
@@ -83,12 +102,29 @@ def run_task(
     return mark
 
 
+def scout_task(plan: Plan, task: Task, first: int, *, pulse: Pulse, careful: Ranges) -> None:
+    """Judges the documents of a task of the first stage from one on, and writes nothing.
+
+    So those that end a worker are found one after the other, and what was judged once is not
+    judged again for each of them.
+    """
+    pulse.rest()
+    scout_documents(
+        inputs(plan, task.index),
+        filter_steps(plan.config),
+        first,
+        skip=_skip(plan, task),
+        careful=careful,
+        pulse=pulse,
+    )
+
+
 def _filter(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges) -> Mark:
     """Reads, extracts and judges the documents of a shard: HTML never touches the disk."""
     skipped: Counter[str] = Counter()
     steps = filter_steps(plan.config)
     started = time.process_time()
-    mark = _pass(plan, task, attempt, pulse, careful, _inputs(plan, task.index, skipped), steps)
+    mark = _pass(plan, task, attempt, pulse, careful, inputs(plan, task.index, skipped), steps)
     read = StepTally(taken=Amount(bytes=plan.shards[task.index].n_bytes))
     read.given = dataclasses.replace(mark.steps["skip"].taken)
     read.drops = {reason: Amount(documents=n) for reason, n in sorted(skipped.items())}
@@ -99,26 +135,11 @@ def _filter(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges)
     return dataclasses.replace(mark, steps={"read": read} | mark.steps)
 
 
-def _inputs(plan: Plan, index: int, skipped: Counter[str]) -> Iterator[Document]:
-    """The documents of a shard's files."""
-    shard = plan.shards[index]
-    for path, name, _ in shard.files:
-        for document in read_documents(
-            path,
-            format=shard.format,
-            text_field=shard.text_field,
-            name=name,
-            limits=plan.config.limits,
-            skipped=skipped,
-        ):
-            yield dataclasses.replace(document, source=shard.source) if shard.source else document
-
-
 def _rewrite_lines(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges) -> Mark:
     steps = _mask_steps(plan, "lines.rewrite", task.index)
-    merged = _files_of(plan, "lines.merge", _DATA)
+    merged = _files_of(plan, "lines.merge", PLACES)
     steps["lines"] = lines_step(merged, task.index, plan.config.lines)
-    documents = read_shard(_written_before(plan, "lines.rewrite", task.index))
+    documents = documents_written_before(plan, "lines.rewrite", task.index)
     return _pass(plan, task, attempt, pulse, careful, documents, steps)
 
 
@@ -127,7 +148,7 @@ def _finalize(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Range
     steps = _mask_steps(plan, "finalize", task.index)
     if plan.config.pii.preset is not None:
         steps["pii"] = pii_step(plan.config.pii.preset)
-    documents = read_shard(_written_before(plan, "finalize", task.index))
+    documents = documents_written_before(plan, "finalize", task.index)
     return _pass(plan, task, attempt, pulse, careful, documents, steps)
 
 
@@ -140,7 +161,6 @@ def _pass(
     documents: Iterator[Document],
     steps: Mapping[str, Step],
 ) -> Mark:
-    hash = plan.task_hash(task.stage, task.index)
     files = PassFiles(
         documents=plan.path(task.stage, task.index, DOCUMENTS),
         index=plan.path(task.stage, task.index, INDEX),
@@ -152,11 +172,16 @@ def _pass(
         steps,
         files,
         samples=Samples(plan.config.n_samples, plan.config.seed),
-        skip=read_skip(plan.path(task.stage, task.index, SKIP), hash),
+        skip=_skip(plan, task),
         careful=careful,
         pulse=pulse,
     )
     return _mark(plan, task, hashes, n_rows=n_rows, steps=tallies)
+
+
+def _skip(plan: Plan, task: Task) -> dict[int, str]:
+    path = plan.path(task.stage, task.index, SKIP)
+    return read_skip(path, plan.task_hash(task.stage, task.index))
 
 
 def _mark(plan: Plan, task: Task, files: dict[str, str], **found: Any) -> Mark:
@@ -170,48 +195,28 @@ def _mark(plan: Plan, task: Task, files: dict[str, str], **found: Any) -> Mark:
     )
 
 
-def _writer_before(plan: Plan, stage: StageName) -> StageName:
-    """The last stage before this one that wrote documents."""
-    names = [each.name for each in plan.stages]
-    before = names[: names.index(stage)]
-    return "lines.rewrite" if "lines.rewrite" in before else "filter"
-
-
-def _written_before(plan: Plan, stage: StageName, index: int) -> Path:
-    return plan.path(_writer_before(plan, stage), index, DOCUMENTS)
-
-
-def _masks_before(plan: Plan, stage: StageName) -> list[StageName]:
-    """The stages between that drop documents without writing any, in their order."""
-    names = [each.name for each in plan.stages]
-    between = names[names.index(_writer_before(plan, stage)) : names.index(stage)]
-    return [name for name in between if name in _MASKS]
-
-
 def _mask_steps(plan: Plan, stage: StageName, index: int) -> dict[str, Step]:
     return {
-        mask.partition(".")[0]: drop_rows(_dropped(plan, mask, index), _MASKS[mask])
-        for mask in _masks_before(plan, stage)
+        mask.partition(".")[0]: drop_rows(rows_dropped(plan, mask, index), _MASKS[mask])
+        for mask in masks_before(plan, stage)
     }
 
 
-def _dropped(plan: Plan, mask: StageName, index: int) -> Callable[[int], bool]:
-    from rslm.data.dedup.stages import dropped_rows
-
-    rows = set(map(int, dropped_rows(plan.path(mask, 0, _DATA), index)))
-    return rows.__contains__
-
-
-def _texts_before(plan: Plan, stage: StageName, index: int) -> Iterator[str]:
-    """The texts that are left before a stage; their order numbers them."""
-    documents = read_shard(_written_before(plan, stage, index))
-    for mask in _masks_before(plan, stage):
-        documents = _without(documents, _dropped(plan, mask, index))
-    return (document.text for document in documents)
-
-
-def _without(documents: Iterator[Document], dropped: Callable[[int], bool]) -> Iterator[Document]:
-    return (document for row, document in enumerate(documents) if not dropped(row))
+def step_names(plan: Plan) -> list[str]:
+    """What documents go through from file to result, in this order."""
+    names = []
+    for stage in plan.stages:
+        if stage.name == "filter":
+            names += ["read", *filter_step_names(plan.config)]
+        elif stage.name == "tokenize":
+            names.append(stage.name)
+        elif stage.name in PASSES:
+            names += [mask.partition(".")[0] for mask in masks_before(plan, stage.name)]
+            if stage.name == "lines.rewrite":
+                names.append("lines")
+            elif plan.config.pii.preset is not None:
+                names.append("pii")
+    return names
 
 
 def _files_of(plan: Plan, stage: StageName, ending: str) -> list[Path]:
@@ -223,25 +228,23 @@ def _read_places(plan: Plan, task: Task, attempt: str) -> Mark:
     from rslm.data.dedup import stages as dedup
 
     started, n_ranges, shard = time.process_time(), plan.n_ranges, task.index
-    target = plan.path(task.stage, task.index, _DATA)
+    target = plan.path(task.stage, task.index, PLACES)
     amount, name = Amount(), task.stage
 
-    def counted(texts: Iterator[str]) -> Iterator[str]:
-        for text in texts:
+    def counted() -> Iterator[str]:
+        for document in documents_before(plan, name, shard):
+            text = document.text
             amount.add(Amount(documents=1, bytes=len(text.encode()), characters=len(text)))
             yield text
 
-    tally = StepTally(taken=amount, given=amount)
+    texts, tally = counted(), StepTally(taken=amount, given=amount)
     with written_beside(target, attempt) as beside:
         if name == "lines.count":
-            texts = counted(_texts_before(plan, "lines.count", shard))
             n_lines = dedup.count_lines(texts, shard, beside, n_ranges=n_ranges)
             tally.counts["lines"] = n_lines
         elif name == "exact.sign":
-            texts = counted(_texts_before(plan, "exact.sign", shard))
             dedup.sign_exact(texts, shard, beside, n_ranges=n_ranges)
         else:
-            texts = counted(_texts_before(plan, "minhash.sign", shard))
             options = plan.config.minhash.options()
             dedup.sign_minhash(texts, shard, beside, options=options, n_ranges=n_ranges)
     tally.cpu_seconds = time.process_time() - started
@@ -254,20 +257,19 @@ def _merge_places(plan: Plan, task: Task, attempt: str) -> Mark:
     from rslm.data.dedup import stages as dedup
 
     started, kind = time.process_time(), task.stage.partition(".")[0]
-    target = plan.path(task.stage, task.index, _DATA)
+    target = plan.path(task.stage, task.index, PLACES)
     found: Any
     with written_beside(target, attempt) as beside:
         match task.stage:
             case "lines.merge":
-                files = _files_of(plan, "lines.count", _DATA)
+                files = _files_of(plan, "lines.count", PLACES)
                 found = dedup.merge_lines(files, task.index, beside, n_ranges=plan.n_ranges)
             case "exact.join" | "minhash.join":
-                files = _files_of(plan, _sign_stage(kind), _DATA)
+                files = _files_of(plan, _sign_stage(kind), PLACES)
                 found = dedup.join(files, task.index, beside)
             case _:
                 found = _cluster(plan, kind, beside)
-    counts, histogram, notes = _read_result(found)
-    tally = StepTally(counts=Counter(counts), histogram=Counter(histogram))
+    tally, notes = _read_result(found)
     tally.cpu_seconds = time.process_time() - started
     hashes = {target.name: hash_file(target)}
     return _mark(plan, task, hashes, steps={task.stage: tally}, notes=notes)
@@ -280,7 +282,7 @@ def _sign_stage(kind: str) -> StageName:
 def _cluster(plan: Plan, kind: str, target: Path) -> Any:
     from rslm.data.dedup import stages as dedup
 
-    edges = _files_of(plan, "exact.join" if kind == "exact" else "minhash.join", _DATA)
+    edges = _files_of(plan, "exact.join" if kind == "exact" else "minhash.join", PLACES)
     keep, seed = plan.config.exact.keep or "first", plan.config.seed
     if kind == "minhash":
         options = plan.config.minhash.options()
@@ -293,19 +295,19 @@ def _cluster(plan: Plan, kind: str, target: Path) -> Any:
     return dedup.cluster(edges, n_rows, target, keep=keep, seed=seed)
 
 
-def _read_result(found: Any) -> tuple[dict[str, int], dict[str, int], dict[str, Any]]:
+def _read_result(found: Any) -> tuple[StepTally, dict[str, Any]]:
     """The numbers of what deduplication found, its histogram, and its examples."""
-    counts: dict[str, int] = {}
-    histogram: dict[str, int] = {}
-    notes: dict[str, Any] = {}
+    tally, notes = StepTally(), {}
     for name, value in dataclasses.asdict(found).items():
-        if isinstance(value, int):
-            counts[name.removeprefix("n_")] = value
+        if name.startswith("largest_"):
+            tally.largest[name.removeprefix("largest_")] = value
+        elif isinstance(value, int):
+            tally.counts[name.removeprefix("n_")] = value
         elif isinstance(value, dict):
-            histogram = {str(key): n for key, n in value.items()}
+            tally.histogram.update({str(key): n for key, n in value.items()})
         elif isinstance(value, list | tuple):
             notes[name] = value
-    return counts, histogram, notes
+    return tally, notes
 
 
 def _tokenize(plan: Plan, task: Task) -> Mark:

@@ -7,7 +7,7 @@ What a step needs, such as a model, is loaded where the step is made, and its mo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,28 @@ def filter_steps(config: PipelineConfig) -> dict[str, Step]:
     Personal data is masked after deduplication: two pages that differ in their addresses alone
     would otherwise be taken for copies, and lines that hold nothing but a mask for repeated ones.
     """
-    steps: dict[str, Step] = {}
+    return {name: make() for name, make in _makers(config).items()}
+
+
+def filter_step_names(config: PipelineConfig) -> list[str]:
+    """The names of those steps; loads nothing."""
+    return list(_makers(config))
+
+
+def _makers(config: PipelineConfig) -> dict[str, Callable[[], Step]]:
+    makers: dict[str, Callable[[], Step]] = {}
     if config.url_filter.lists is not None:
-        steps["url"] = url_step(config.url_filter.lists)
-    steps["extract"] = extract_step(config.extract)
+        makers["url"] = functools.partial(url_step, config.url_filter.lists)
+    makers["extract"] = functools.partial(extract_step, config.extract)
     if config.language.languages:
-        steps["language"] = language_step(config.language)
+        makers["language"] = functools.partial(language_step, config.language)
     for preset in config.quality.presets:
-        steps[f"quality.{preset}"] = quality_step(preset)
+        makers[f"quality.{preset}"] = functools.partial(quality_step, preset)
     for classifier in config.classifiers:
-        steps[f"classify.{classifier.name}"] = classify_step(classifier)
+        makers[f"classify.{classifier.name}"] = functools.partial(classify_step, classifier)
     if config.decontaminate.paths:
-        steps["decontaminate"] = decontaminate_step(config.decontaminate)
-    return steps
+        makers["decontaminate"] = functools.partial(decontaminate_step, config.decontaminate)
+    return makers
 
 
 def url_step(lists: Path) -> Step:
@@ -186,6 +195,8 @@ def classify_step(config: ClassifierConfig) -> Step:
     from rslm.data.classify import Classifier
 
     classifier = Classifier.load(config.model)
+    # A label that the model has not is an error now, and not one of every page.
+    classifier.scores_batch([], config.label)
 
     def reason_of(score: float) -> str:
         if config.min_score is not None and score < config.min_score:
@@ -195,8 +206,8 @@ def classify_step(config: ClassifierConfig) -> Step:
         return ""
 
     def classify(documents: Sequence[Document]) -> list[Decision]:
-        predicted = classifier.predict_batch([document.text for document in documents])
-        scores = [score if label == config.label else 1 - score for label, score in predicted]
+        texts = [document.text for document in documents]
+        scores = classifier.scores_batch(texts, config.label)
         return [
             Decision(
                 document=_with(
@@ -205,6 +216,7 @@ def classify_step(config: ClassifierConfig) -> Step:
                     | {config.name: round(score, _SCORE_DIGITS)},
                 ),
                 reason=reason_of(score),
+                group=f"{score:.2f}",
             )
             for document, score in zip(documents, scores, strict=True)
         ]
@@ -248,7 +260,7 @@ def pii_step(preset: PiiPreset) -> Step:
     return mask
 
 
-def drop_rows(dropped: Callable[[int], bool], reason: str) -> Step:
+def drop_rows(dropped: Collection[int], reason: str) -> Step:
     """Drops by the number of the document in the order in which they come."""
     row = 0
 
@@ -256,7 +268,7 @@ def drop_rows(dropped: Callable[[int], bool], reason: str) -> Step:
         nonlocal row
         first, row = row, row + len(documents)
         return [
-            Decision(document=document, reason=reason if dropped(number) else "")
+            Decision(document=document, reason=reason if number in dropped else "")
             for number, document in enumerate(documents, first)
         ]
 

@@ -45,7 +45,9 @@ class StepTally:
         drops: what did not, as it came in, by reason.
         lines_removed: lines taken out of documents, by reason.
         counts: whatever else is counted, by name.
-        histogram: documents by language, or clusters by their size.
+        histogram: documents by language or score, or clusters by their size.
+        largest: the largest numbers that were seen, by name.
+        languages: documents that went on, by their language, where it is known.
         cpu_seconds: of the process, the Rust core's threads included.
     """
 
@@ -55,6 +57,8 @@ class StepTally:
     lines_removed: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     histogram: Counter[str] = field(default_factory=Counter)
+    largest: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
     cpu_seconds: float = 0.0
 
     def add(self, other: StepTally) -> None:
@@ -66,6 +70,8 @@ class StepTally:
         self.lines_removed.update(other.lines_removed)
         self.counts.update(other.counts)
         self.histogram.update(other.histogram)
+        self.largest |= other.largest
+        self.languages.update(other.languages)
         self.cpu_seconds += other.cpu_seconds
 
     def to_record(self) -> Record:
@@ -77,6 +83,8 @@ class StepTally:
             "lines_removed": dict(sorted(self.lines_removed.items())),
             "counts": dict(sorted(self.counts.items())),
             "histogram": dict(sorted(self.histogram.items())),
+            "largest": dict(sorted(self.largest.items())),
+            "languages": dict(sorted(self.languages.items())),
             "cpu_seconds": self.cpu_seconds,
         }
 
@@ -90,6 +98,8 @@ class StepTally:
             lines_removed=Counter(record["lines_removed"]),
             counts=Counter(record["counts"]),
             histogram=Counter(record["histogram"]),
+            largest=Counter(record["largest"]),
+            languages=Counter(record["languages"]),
             cpu_seconds=record["cpu_seconds"],
         )
 
@@ -110,11 +120,13 @@ class Samples:
         seeded = f"{self._seed}:{id}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(seeded, digest_size=6).digest(), "big")
 
-    def offer(self, step: str, reason: str, rank: int, document: Document) -> None:
+    def offer(
+        self, step: str, reason: str, rank: int, document: Document, language: str = ""
+    ) -> None:
         """Shows the document, if its rank is among the smallest."""
         heap = self._heaps.setdefault((step, reason), [])
         if len(heap) < self._n or (heap and -rank >= heap[0][0]):
-            self._push(heap, -rank, _sample(step, reason, rank, document))
+            self._push(heap, -rank, _sample(step, reason, rank, document, language))
 
     def add(self, records: Iterable[Record]) -> None:
         """Takes in the samples of other tasks."""
@@ -142,7 +154,13 @@ class Samples:
             heapq.heapreplace(heap, entry)
 
 
-def _sample(step: str, reason: str, rank: int, document: Document) -> Record:
+def language_of(document: Document) -> str:
+    """The language that was found; "" where none was looked for."""
+    language = document.metadata.get("language", "")
+    return language if isinstance(language, str) else ""
+
+
+def _sample(step: str, reason: str, rank: int, document: Document, language: str) -> Record:
     return {
         "step": step,
         "reason": reason,
@@ -150,6 +168,7 @@ def _sample(step: str, reason: str, rank: int, document: Document) -> Record:
         "id": document.id[:_NAME_CHARACTERS],
         "url": document.url[:_NAME_CHARACTERS],
         "source": document.source[:_NAME_CHARACTERS],
+        "language": language[:_NAME_CHARACTERS],
         "text": document.text[:SAMPLE_CHARACTERS],
         "characters": len(document.text),
     }

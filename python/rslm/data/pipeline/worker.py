@@ -16,16 +16,22 @@ from rslm.data.pipeline.documents_pass import Ranges
 from rslm.data.pipeline.marks import Mark, Task
 from rslm.data.pipeline.plan import Plan, read_plan
 from rslm.data.pipeline.pulse import Pulse
-from rslm.data.pipeline.stages import run_task
+from rslm.data.pipeline.stages import run_task, scout_task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A task to do, and how."""
+    """A task to do, and how.
+
+    Attributes:
+        careful: documents to take one at a time.
+        scout_from: only go through the documents from this number on, to find which end a worker.
+    """
 
     task: Task
     attempt: str
     careful: Ranges = ()
+    scout_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,10 @@ class Failure:
 
     error: Exception
     trace: str
+
+
+Answer = Mark | Failure | None
+"""None where a task was only scouted."""
 
 
 def main() -> None:
@@ -45,7 +55,7 @@ def main() -> None:
     # Ctrl-C is for whoever sends orders; what Python does at SIGXCPU is what the kernel does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_alone, args=(life_line,), daemon=True).start()
-    connection: Connection[Mark | Failure, Order] = Connection(orders)
+    connection: Connection[Answer, Order] = Connection(orders)
     plan = read_plan(folder)
     pulse = Pulse(pulse_file, plan.config.watchdog_seconds)
     while True:
@@ -56,8 +66,12 @@ def main() -> None:
         connection.send(_answer(plan, order, pulse))
 
 
-def _answer(plan: Plan, order: Order, pulse: Pulse) -> Mark | Failure:
+def _answer(plan: Plan, order: Order, pulse: Pulse) -> Answer:
     try:
+        if order.scout_from is not None:
+            first, careful = order.scout_from, order.careful
+            scout_task(plan, order.task, first, pulse=pulse, careful=careful)
+            return None
         return run_task(plan, order.task, order.attempt, pulse=pulse, careful=order.careful)
     except Exception as error:
         return Failure(_portable(error), traceback.format_exc())

@@ -1,26 +1,32 @@
-"""Documents found again where a stage had them: in the inputs, or in what a stage before wrote."""
+"""The documents that a stage has before it: those of the inputs, or of what a stage before wrote.
+
+A pass writes documents; what deduplication finds between two passes are masks, the rows that the
+next one drops. A row is a document's number among those that the masks before leave.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
 from rslm.data.document import Document
 from rslm.data.documents import read_documents
-from rslm.data.pipeline.plan import Plan
-from rslm.data.pipeline.report import PASSES
+from rslm.data.pipeline.plan import DOCUMENTS, PASSES, PLACES, Plan
 from rslm.data.pipeline.shards import read_shard
-from rslm.data.pipeline.stages import DOCUMENTS
 
 Place = tuple[int, int]
 """A shard, and a row among the documents that are left in it before a stage."""
-CLUSTERS = "bin"
-"""Ending of the files that name the rows that a stage drops."""
 
 
-def inputs(plan: Plan, shard: int) -> Iterator[Document]:
+def inputs(plan: Plan, shard: int, skipped: Counter[str] | None = None) -> Iterator[Document]:
     """The documents that the first stage reads, in the order of their numbers.
+
+    Args:
+        plan: whose inputs.
+        shard: the number of theirs.
+        skipped: counts what reading passes over, by reason.
 
     Raises:
         OSError: a file is not where it was.
@@ -33,6 +39,7 @@ def inputs(plan: Plan, shard: int) -> Iterator[Document]:
             text_field=given.text_field,
             name=name,
             limits=plan.config.limits,
+            skipped=skipped,
         )
         for document in documents:
             yield replace(document, source=given.source) if given.source else document
@@ -64,12 +71,17 @@ def rows_dropped(plan: Plan, mask: str, shard: int) -> frozenset[int]:
     """Rows of a shard that a stage such as "exact.cluster" drops."""
     from rslm.data.dedup.stages import dropped_rows
 
-    return frozenset(map(int, dropped_rows(plan.path(mask, 0, CLUSTERS), shard)))
+    return frozenset(map(int, dropped_rows(plan.path(mask, 0, PLACES), shard)))
+
+
+def documents_written_before(plan: Plan, stage: str, shard: int) -> Iterator[Document]:
+    """The documents of a shard that the last pass before a stage wrote."""
+    return read_shard(plan.path(writer_before(plan, stage), shard, DOCUMENTS))
 
 
 def documents_before(plan: Plan, stage: str, shard: int) -> Iterator[Document]:
     """The documents of a shard that are left before a stage; their order numbers their rows."""
-    documents = read_shard(plan.path(writer_before(plan, stage), shard, DOCUMENTS))
+    documents = documents_written_before(plan, stage, shard)
     for mask in masks_before(plan, stage):
         documents = _without(documents, rows_dropped(plan, mask, shard))
     return documents
