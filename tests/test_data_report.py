@@ -220,6 +220,18 @@ def test_run_of_which_nothing_is_finished_says_so(
     assert "filter has done 0 of 2 tasks" in out
 
 
+@pytest.mark.parametrize("name", ["plan.json", "filter/00000.report.json"])
+def test_page_does_not_replace_what_the_pipeline_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = stopped(tmp_path, 1).plan.folder
+    before = (folder / name).read_bytes()
+    code, _, err = run_cli(capsys, "data", "report", str(folder), "--html", str(folder / name))
+    assert code == 2
+    assert err.startswith("error: html must not be among the files of the pipeline, got ")
+    assert (folder / name).read_bytes() == before
+
+
 def test_marks_of_an_earlier_config_do_not_count(tmp_path: Path) -> None:
     plan = make_pipeline(tmp_path, SHARDS)
     run_stages(plan, SHARDS)

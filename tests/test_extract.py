@@ -321,6 +321,16 @@ def test_memory_is_flat_over_many_pages(articles):
     assert resident_bytes() - before < 50_000_000
 
 
+@pytest.mark.parametrize("start", ["<div", "</p", "<script>x</script", "<title>x</title"])
+@pytest.mark.parametrize("end", [">text", ""])
+def test_tags_of_many_attributes_are_refused_wherever_they_stand(start: str, end: str):
+    # Each is compared with all before it, in a tag that the page ends in as well.
+    names = " ".join(f"a{number}" for number in range(30_000))
+    page = f"<p>some words</p>{start} {names}{end}"
+    for extractor in EXTRACTORS:
+        assert extract_batch([page], extractor=extractor)[0].problem == "too_large"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_binary_junk_is_bounded(seed: int):
     junk = random.Random(seed).randbytes(300_000)

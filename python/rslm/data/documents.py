@@ -67,7 +67,8 @@ def read_documents(
 
     Raises:
         OSError: there is no such file or folder, or it cannot be read.
-        ValueError: pyarrow, which a file needs, is not installed, or `format` is unknown.
+        ValueError: pyarrow, which a file needs, is not installed, `format` is unknown, or it is a
+            pipe or device.
     """
     if format is not None and format not in get_args(Format):
         raise ValueError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
@@ -137,6 +138,9 @@ def _read_file(
     path: Path, name: str, kind: Format, text_field: str, limits: Limits, skipped: Counter[str]
 ) -> Iterator[Document]:
     """The documents of one file, whose source is `name`."""
+    # Opening a pipe may wait for ever, and a device may have no end.
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} must be a regular file, but is a pipe or device")
     if kind == "warc":
         yield from _read_crawl(path, name, limits, skipped)
     elif kind == "html":

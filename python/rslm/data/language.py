@@ -55,7 +55,12 @@ class LanguageModel:
             raise FormatError(
                 f"{self.path}: must be the lid.176.ftz with SHA-256 {_SHA256}, got {self.sha256}"
             )
-        self._predict = load_fasttext(self.path).predict
+        self._model = load_fasttext(self.path)
+        self._predict = self._model.predict
+
+    def codes(self) -> list[str]:
+        """What the model calls the languages that it knows."""
+        return sorted(label.removeprefix(_LABEL) for label in self._model.get_labels())
 
     def identify(self, text: str) -> tuple[str, float]:
         """(code, score): the likeliest language as the model calls it, and its probability.

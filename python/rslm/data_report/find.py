@@ -17,6 +17,8 @@ MAX_FOUND = 20
 """Documents of one id that are shown: of lines without one in many files there may be many."""
 
 
+_SHOWN_CHARACTERS = 300
+
 Way = list[Entry]
 """The entries of a document, pass by pass; the last says what became of it so far."""
 
@@ -137,9 +139,16 @@ class Closest:
         if not self._n:
             return f"{what} must be of a document that was read, and none was yet"
         return (
-            f"{what} must be of a document that was read, got {self._wanted!r}; "
-            f"the closest is {self._best!r}"
+            f"{what} must be of a document that was read, got {_shown(self._wanted)}; "
+            f"the closest is {_shown(self._best)}"
         )
+
+
+def _shown(name: str) -> str:
+    """A name as a line takes it: whole, or how it begins and how long it is."""
+    if len(name) <= _SHOWN_CHARACTERS:
+        return repr(name)
+    return f"{name[:_SHOWN_CHARACTERS]!r} and {len(name) - _SHOWN_CHARACTERS:,} more characters"
 
 
 def likeness(wanted: str, name: str) -> int:

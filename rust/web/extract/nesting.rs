@@ -38,6 +38,7 @@ pub fn check(page: &[u8], limits: &Limits) -> Result<(), Problem> {
         nesting.check()?;
     }
     nesting.open.end_text();
+    nesting.n_attributes = tokens.n_cut_attributes();
     nesting.check()
 }
 
@@ -109,7 +110,9 @@ impl Nesting<'_> {
             self.open.open_again();
             let n_bytes = tokens.skip_raw_text(name);
             // Its end tag, which could be taken for that of a drawing's title.
-            tokens.next();
+            if let Some(Token::Tag(end)) = tokens.next() {
+                self.n_attributes = self.n_attributes.max(end.n_attributes);
+            }
             if name == b"title" {
                 self.title_bytes = self.title_bytes.max(n_bytes);
             }

@@ -35,11 +35,21 @@ pub struct Tag<'a> {
 pub struct Tokens<'a> {
     page: &'a [u8],
     at: usize,
+    n_cut_attributes: usize,
 }
 
 impl<'a> Tokens<'a> {
     pub fn new(page: &'a [u8]) -> Self {
-        Self { page, at: 0 }
+        Self {
+            page,
+            at: 0,
+            n_cut_attributes: 0,
+        }
+    }
+
+    /// Of a tag that the page ended in, which a browser reads before it finds that it is none.
+    pub fn n_cut_attributes(&self) -> usize {
+        self.n_cut_attributes
     }
 
     /// Goes to the end tag of an element that holds only text, or to the end of the page;
@@ -109,9 +119,10 @@ impl<'a> Tokens<'a> {
         let name = &page[name_start..at];
         let (mut n_attributes, mut is_self_closing) = (0, false);
         self.at = page.len();
-        loop {
+        let end = loop {
+            self.n_cut_attributes = n_attributes;
             match *page.get(at)? {
-                b'>' => break,
+                b'>' => break at,
                 byte if byte == b'/' || is_space(byte) => {
                     is_self_closing = byte == b'/';
                     at += 1;
@@ -122,11 +133,12 @@ impl<'a> Tokens<'a> {
                     at = attribute(page, at)?.1;
                 }
             }
-        }
-        self.at = at + 1;
+        };
+        self.n_cut_attributes = 0;
+        self.at = end + 1;
         Some(Token::Tag(Tag {
             name,
-            source: &page[start..=at],
+            source: &page[start..=end],
             is_end,
             is_self_closing,
             n_attributes,

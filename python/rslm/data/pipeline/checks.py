@@ -93,6 +93,8 @@ def _require(name: str, path: Path | None, *, is_folder: bool = False) -> None:
         return
     if not path.exists():
         raise FileNotFoundError(f"{name} must exist, got {path}")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{name} must be a regular file, but {path} is a pipe or device")
     if is_folder and not path.is_dir():
         raise NotADirectoryError(f"{name} must be a folder, got {path}")
     if not os.access(path, os.R_OK):

@@ -35,6 +35,7 @@ from rslm.data.dedup.shingles import ShortDocuments
 from rslm.data.documents import Format
 from rslm.data.mixture import Mixture
 from rslm.data.pii import Preset as PiiPreset
+from rslm.data.pipeline.config_checks import check_languages, check_numbers, check_tables
 from rslm.data.quality import Preset as QualityPreset
 
 Extractor = Literal["readability", "resiliparse", "resiliparse-main"]
@@ -270,21 +271,14 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
+        check_numbers(self)
+        check_languages(self.language.languages)
         defaults = {each.name: each for each in fields(self)}
         for step in self.without:
             default = defaults[step]
             left_out = () if default.default == () else cast(Any, default.default_factory)()
             if getattr(self, step) != left_out:
                 raise ValueError(f"without must name no step that the config has, got {step}")
-        for name, least in (("n_samples", 0), ("n_ranges", 0), ("max_worker_bytes", 1 << 26)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 1 <= self.watchdog_seconds <= 86_400:
-            raise ValueError(
-                f"watchdog_seconds must be from 1 to 86400, got {self.watchdog_seconds}"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be between 0 and 2^32 - 1, got {self.seed}")
         if not 0 <= self.tokenize.validation_share < 1:
             raise ValueError(
                 "tokenize.validation_share must be at least 0 and below 1, "
@@ -302,6 +296,7 @@ class PipelineConfig:
         self.mixture()
         if self.minhash.preset is not None:
             self.minhash.options()
+        check_tables(self)
 
     def mixture(self) -> Mixture:
         """What the inputs' weights and repeats, and those by score, come to.

@@ -257,8 +257,11 @@ def read_skip(path: Path, hash: str) -> dict[int, str]:
     """Numbers of documents to pass over and why, as an earlier attempt at this task found them."""
     try:
         record = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        if record["hash"] != hash:
+            return {}
+        return {int(number): str(reason) for number, reason in record["skip"].items()}
+    except FileNotFoundError:
         return {}
-    if record.get("hash") != hash:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        # What a disk lost: the documents are found again.
         return {}
-    return {int(number): str(reason) for number, reason in record["skip"].items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,10 +66,15 @@ def find_shards(given: InputConfig, number: int) -> list[Shard]:
             raise FileNotFoundError(f"inputs must exist, got {pattern}")
         for path in found:
             files |= _files_at(path, given.format)
+        if len(found) > 1:
+            files = _without_loops(files)
     shards: list[Shard] = []
     pages: list[tuple[str, str, int]] = []
     for path in sorted(files):
-        entry = (path, files[path], Path(path).stat().st_size)
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"inputs must be regular files, but {path} is a pipe or device")
+        entry = (path, files[path], status.st_size)
         kind = given.format or format_of(path) or "text"
         if kind == "html":
             pages.append(entry)
@@ -97,6 +103,14 @@ def _shards_of_dataset(given: InputConfig, number: int) -> list[Shard]:
         )
         for entry in entries
     ]
+
+
+def _without_loops(files: Mapping[str, str]) -> dict[str, str]:
+    """Each file by its shortest path, for patterns follow links, which may lead to themselves."""
+    shortest: dict[str, str] = {}
+    for path in sorted(files, key=lambda path: (path.count(os.sep), path)):
+        shortest.setdefault(os.path.realpath(path), path)
+    return {path: files[path] for path in shortest.values()}
 
 
 def _files_at(path: str, format: Format | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rslm.data.pipeline.checked import checked_record, unchecked_record
 from rslm.data.pipeline.ingredients import digest
 from rslm.data.pipeline.plan import Plan, Stage
 from rslm.data.pipeline.shards import hash_file, written_beside
@@ -63,7 +64,7 @@ def mark_path(plan: Plan, stage: str, index: int) -> Path:
 def write_mark(plan: Plan, mark: Mark, attempt: str) -> None:
     """Writes the mark of a task whose files are in their places."""
     steps = [{"step": name} | tally.to_record() for name, tally in mark.steps.items()]
-    record = vars(mark) | {"steps": steps}
+    record = checked_record(vars(mark) | {"steps": steps})
     path = mark_path(plan, mark.stage, mark.index)
     with written_beside(path, attempt) as beside:
         beside.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -72,12 +73,12 @@ def write_mark(plan: Plan, mark: Mark, attempt: str) -> None:
 def read_mark(plan: Plan, stage: str, index: int) -> Mark | None:
     """The mark of a task; None where there is none, or none that can be read."""
     try:
-        record = json.loads(mark_path(plan, stage, index).read_bytes())
+        record = unchecked_record(json.loads(mark_path(plan, stage, index).read_bytes()))
         steps = {step.pop("step"): StepTally.from_record(step) for step in record.pop("steps")}
         return Mark(**record, steps=steps)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # What another version wrote, or a disk lost: the task is done anew.
         return None
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from rslm.config import Record, from_record, to_record, to_toml
+from rslm.data.pipeline.checked import checked_record, unchecked_record
 from rslm.data.pipeline.config import PipelineConfig
+from rslm.data.pipeline.config_checks import check_places
 from rslm.data.pipeline.ingredients import Ingredient, digest, identities, ingredients_of
 from rslm.data.pipeline.inputs import Shard, find_shards
 from rslm.data.pipeline.shards import written_beside
@@ -122,6 +124,7 @@ def make_plan(config: PipelineConfig) -> Plan:
     )
     if not shards:
         raise ValueError("inputs must name at least one file, got none")
+    check_places(config, (file for shard in shards for file, _, _ in shard.files))
     total = sum(shard.n_bytes for shard in shards)
     n_ranges = config.n_ranges or min(max(total // _RANGE_BYTES, _MIN_RANGES), _MAX_RANGES)
     plan = Plan(
@@ -204,7 +207,7 @@ def write_plan(plan: Plan) -> None:
 
     Processes of several machines may do so at once.
     """
-    record = json.dumps(_plan_record(plan), indent=1).encode()
+    record = json.dumps(checked_record(_plan_record(plan)), indent=1).encode()
     for name, data in ((PLAN_FILE, record), ("config.toml", to_toml(plan.config).encode())):
         path = plan.folder / name
         if not path.exists() or path.read_bytes() != data:
@@ -231,7 +234,7 @@ def read_plan(folder: Path) -> Plan:
     """
     path = folder / PLAN_FILE
     try:
-        record = json.loads(path.read_bytes())
+        record = unchecked_record(json.loads(path.read_bytes()))
         return Plan(
             # The folder may have been moved since.
             config=replace(from_record(PipelineConfig, record["config"]), out=folder),
@@ -240,7 +243,7 @@ def read_plan(folder: Path) -> Plan:
             n_ranges=record["n_ranges"],
             made_with=tuple(Ingredient(**each) for each in record["made_with"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path}: must hold the plan of a pipeline: {error}") from error
 
 

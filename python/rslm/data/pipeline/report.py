@@ -1,6 +1,6 @@
 """What a pipeline did, read from what its tasks left; from a run that is under way, too.
 
-Files, all in the pipeline's folder:
+Files, all in the pipeline's folder; the first two have a `checksum` of their values, too:
 
 - `plan.json`: `made_with` (`stage`, `what`, `name`, `version`, `sha256` of each program, model and
   list that determines bytes), `config` (resolved), `n_ranges`, `stages` (`name`, `n_tasks`,
@@ -23,8 +23,9 @@ Files, all in the pipeline's folder:
   taken, `pii`. Other stages have one step of their own name.
 - `<stage>/<task>.samples.jsonl.zst` of those three stages: a line each for the `n_samples`
   documents with the smallest hash of seed and id, for every step and reason ("" kept): `step`,
-  `reason`, `rank` (that hash), `id`, `url`, `source`, `language`, `text` (the first 3,000
-  characters, before the step where dropped, else after it), `characters` (of all of it).
+  `reason`, `rank` (that hash), `id`, `url`, `source`, `language` (the first 2,000 characters of
+  each), `text` (the first 3,000, before the step where dropped, else after it), `characters` (of
+  all of it).
 - `<stage>/<task>.index.jsonl.zst` of those three: a line each for all documents: `id`, `step`
   and `reason` ("" and "" where it went through), `number` among the documents that the task read,
   `row` among those that it wrote (null where dropped). `number` in `lines.rewrite` and `finalize`

@@ -345,8 +345,11 @@ def _begun_with(out: Path) -> str:
     """The hash of the plan that a folder of token files was begun with; "" where there is none."""
     for path, keys in ((out / "report.json", ("plan",)), (out / "work" / "plan.json", ())):
         if path.exists():
-            record = json.loads(path.read_bytes())
-            for key in keys:
-                record = record[key]
-            return str(record["plan_hash"])
+            try:
+                record = json.loads(path.read_bytes())
+                for key in keys:
+                    record = record[key]
+                return str(record["plan_hash"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                return "unknown"
     return "unknown" if out.exists() else ""

@@ -132,10 +132,17 @@ def _extracted(page: Document, text: str, problem: str) -> Decision:
 
 def language_step(config: LanguageConfig) -> Step:
     """Writes the language down and drops what is in none of those to keep, or not surely."""
-    from rslm.data.language import LanguageModel
+    from rslm.data.language import UNDETERMINED, LanguageModel
 
     model = LanguageModel(config.model, max_chars=config.max_chars)
     keeps_all = ANY_LANGUAGE in config.languages
+    known = model.codes()
+    for code in config.languages:
+        if not keeps_all and code not in known and code != UNDETERMINED[0]:
+            raise ValueError(
+                f"language.languages must be codes that the model knows, {', '.join(known)}, "
+                f"got {code!r}"
+            )
 
     def reason_of(code: str, score: float) -> str:
         if keeps_all:

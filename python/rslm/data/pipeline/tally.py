@@ -15,6 +15,8 @@ from typing import Any
 from rslm.data.document import Document
 
 SAMPLE_CHARACTERS = 3000
+# Of an id, address or source: a page of samples must not grow with what somebody puts there.
+_NAME_CHARACTERS = 2000
 Record = dict[str, Any]
 
 
@@ -163,10 +165,10 @@ def _sample(step: str, reason: str, rank: int, document: Document, language: str
         "step": step,
         "reason": reason,
         "rank": rank,
-        "id": document.id,
-        "url": document.url,
-        "source": document.source,
-        "language": language,
+        "id": document.id[:_NAME_CHARACTERS],
+        "url": document.url[:_NAME_CHARACTERS],
+        "source": document.source[:_NAME_CHARACTERS],
+        "language": language[:_NAME_CHARACTERS],
         "text": document.text[:SAMPLE_CHARACTERS],
         "characters": len(document.text),
     }
