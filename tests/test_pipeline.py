@@ -243,6 +243,13 @@ def test_another_input_leaves_the_shards_before_it(tmp_path: Path) -> None:
     run(config_of(folder, tmp_path / "out"), on_progress=seen.append)
     assert (seen[0].n_found, seen[0].n_tasks) == (2, 3)
     assert PipelineReport.read(tmp_path / "out").stages["filter"].n_rows == 2 * 3 + 2
+    # Also where its size is the same.
+    write_lines(folder / "9.jsonl", ["more", "and else"])
+    seen.clear()
+    run(config_of(folder, tmp_path / "out"), on_progress=seen.append)
+    assert (seen[0].n_found, seen[0].n_tasks) == (2, 3)
+    texts = [document.text for document in PipelineReport.read(tmp_path / "out").documents()]
+    assert texts[-1] == "and else"
 
 
 def test_strict_finds_what_was_changed(tmp_path: Path) -> None:

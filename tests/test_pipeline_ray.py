@@ -1,6 +1,7 @@
 """Pipelines on Ray, also where a node is lost: the bytes of this machine's own workers."""
 
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -81,3 +82,15 @@ def test_node_of_another_version_is_refused(
     with pytest.raises(ValueError, match=r"every node must have rslm 0\.0\.0, got"):
         run(plan.config, backend="ray")
     assert not ray.is_initialized()
+
+
+@pytest.mark.usefixtures("ray")
+def test_address_where_nothing_listens_is_refused_at_once(inputs: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = time.monotonic()
+    with pytest.raises(ConnectionError, match=f"address must be of a Ray cluster, got {address}"):
+        run(config_of(inputs, tmp_path / "out"), backend="ray", address=address)
+    # Ray gives up after a minute.
+    assert time.monotonic() - started < 30

@@ -7,6 +7,7 @@ before, and the hashes of its files. Where all of them hold, the task is not don
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,12 +95,26 @@ def finished_mark(plan: Plan, task: Task, *, strict: bool = False) -> Mark | Non
     mark = read_mark(plan, task.stage, task.index)
     if mark is None or mark.hash != plan.task_hash(task.stage, task.index):
         return None
+    if task.stage == "filter" and _inputs_are_newer(plan, task.index):
+        return None
     folder = plan.folder / task.stage
     if mark.upstream != task.upstream or not all((folder / name).exists() for name in mark.files):
         return None
     if strict and not all(_holds(folder / name, known) for name, known in mark.files.items()):
         return None
     return mark
+
+
+def _inputs_are_newer(plan: Plan, index: int) -> bool:
+    """Whether an input was written after the mark: another text of the same size and name.
+
+    Where the inputs are out of reach, as for a report elsewhere, nothing is known to be newer.
+    """
+    try:
+        made = mark_path(plan, "filter", index).stat().st_mtime_ns
+        return any(os.stat(path).st_mtime_ns > made for path, _, _ in plan.shards[index].files)
+    except OSError:
+        return False
 
 
 def _holds(path: Path, known: str) -> bool:

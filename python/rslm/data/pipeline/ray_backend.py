@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from rslm.data.pipeline.supervisor import StoppedError, Worker, do_task
 
 _POLL_SECONDS = 0.2
 _MAX_RETRIES = 3
+_CONNECT_SECONDS = 10.0
 # What travels is small; Ray would take a third of the memory by default.
 _OBJECT_STORE_BYTES = 128 << 20
 
@@ -54,6 +56,7 @@ class RayBackend:
         self._plan, self._is_stopped = plan, is_stopped
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
+            _require_cluster(address)
             here: dict[str, Any] = {
                 "num_cpus": n_workers,
                 "object_store_memory": _OBJECT_STORE_BYTES,
@@ -142,6 +145,19 @@ class RayBackend:
         except errors.RayError as error:
             raise ConnectionError(f"Ray lost a task: {str(error).splitlines()[0]}") from error
         return mark
+
+
+def _require_cluster(address: str | None) -> None:
+    """Fails at once where nothing listens; Ray itself would ask for a minute and more."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "://" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"address must be of a Ray cluster, got {address}: {error}"
+        ) from error
 
 
 def do_remotely(folder: str, cwd: str, task: Task, version: str) -> Mark:
