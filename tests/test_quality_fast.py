@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_quality import NAMES, PIECES, PROSE
 
 from rslm import _rslm
-from rslm.data.quality import Preset, check_quality, check_quality_batch
-from rslm.data.quality.presets import check_quality_reference
+from rslm.data.quality import Page, Preset, check_quality, check_quality_batch
+from rslm.data.quality.presets import PRESETS, check_quality_reference
 from rslm.data.quality.segment import unicode_sentences, unicode_words
 
 MORE_PIECES = [
@@ -99,6 +99,20 @@ def test_lone_surrogates_are_judged(preset: Preset):
     verdicts = check_quality_batch([PROSE, text, ""], preset)
     assert verdicts[1] == check_quality_reference(text, preset)
     assert verdicts[0] == check_quality(PROSE, preset)
+
+
+@pytest.mark.parametrize("preset", NAMES)
+@given(text=TEXTS.map(lambda text: text.encode(errors="replace").decode()))
+def test_a_step_alone_is_the_references(preset: Preset, text: str):
+    for number, step in enumerate(PRESETS[preset]):
+        expected = step(Page(text, unicode_words))
+        ((reason, edited, lines_removed),) = _rslm.check_quality([text], preset, 1, number)
+        assert reason == expected.reason
+        assert dict(lines_removed) == dict(expected.lines_removed)
+        if not reason:
+            assert (text if edited is None else edited) == expected.text
+    with pytest.raises(ValueError, match="step must be below"):
+        _rslm.check_quality([text], preset, 1, len(PRESETS[preset]))
 
 
 def test_batches_are_maps_whatever_the_threads():

@@ -151,6 +151,23 @@ impl From<Option<&'static str>> for Outcome {
 /// # Errors
 /// [`Error::Argument`] if the text has 512 MiB or more.
 pub fn check<'t>(text: &'t str, preset: &Preset) -> Result<Verdict<'t>> {
+    take_steps(text, preset.steps)
+}
+
+/// The verdict of one step of a recipe, counted from 0: to measure it by itself.
+///
+/// # Errors
+/// [`Error::Argument`] if the text has 512 MiB or more, or the recipe no such step.
+pub fn check_step<'t>(text: &'t str, preset: &Preset, step: usize) -> Result<Verdict<'t>> {
+    let Some(one) = preset.steps.get(step..=step) else {
+        let (name, n_steps) = (preset.name, preset.steps.len());
+        let message = format!("step must be below {n_steps}, those of {name}, got {step}");
+        return Err(Error::Argument(message));
+    };
+    take_steps(text, one)
+}
+
+fn take_steps<'t>(text: &'t str, steps: &[Step]) -> Result<Verdict<'t>> {
     if text.len() >= MAX_TEXT_BYTES {
         let length = text.len();
         let message = format!("text must be shorter than {MAX_TEXT_BYTES} bytes, got {length}");
@@ -158,7 +175,7 @@ pub fn check<'t>(text: &'t str, preset: &Preset) -> Result<Verdict<'t>> {
     }
     let mut lines_removed = Vec::new();
     let mut page = Page::new(Cow::Borrowed(text));
-    for step in preset.steps {
+    for step in steps {
         match take(step, &page, &mut lines_removed) {
             Outcome::Keep => {}
             Outcome::Edit(edited) => page = Page::new(Cow::Owned(edited)),
