@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rslm.data.url_filter import UrlFilter, host_of
+from rslm.data.url_filter import Implementation, UrlFilter, host_of
 
 SUFFIXES = """
 // ===BEGIN ICANN DOMAINS===
@@ -27,8 +27,7 @@ blogspot.com
 """.splitlines(keepends=True)
 
 
-@pytest.fixture(scope="module")
-def lists() -> UrlFilter:
+def make_lists(implementation: Implementation) -> UrlFilter:
     return UrlFilter(
         domains=["# a comment", "", "bad.com\n", "sub.good.com", "bad.co.uk", "10.0.0.1"],
         urls=["http://fine.com/worst.html"],
@@ -36,7 +35,41 @@ def lists() -> UrlFilter:
         soft_banned_words=["soft", "softer", "softest"],
         banned_subwords=["hid den"],
         suffixes=SUFFIXES,
+        implementation=implementation,
     )
+
+
+@pytest.fixture(scope="module", params=["rust", "reference"])
+def lists(request: pytest.FixtureRequest) -> UrlFilter:
+    return make_lists(request.param)
+
+
+RUST, REFERENCE = make_lists("rust"), make_lists("reference")
+PIECES = st.sampled_from(
+    [
+        *("http://", "https:", "//", "/", "?", "#", "\\", ".", ":", "@", "%", "%2e", "[", "]", "*"),
+        *("bad", "com", "co", "uk", "ck", "www", "good", "sub", "fine.com/worst.html", "10.0.0.1"),
+        *("casino", "BannedWord", "soft", "softer", "hid", "DEN", "公司", "cn", "xn--55qx5d", "。"),
+        *(" ", "\n", "\x1c", "\x85", "É", "İ", "\ud800", "+", "-", "8"),
+    ]
+)
+
+
+@given(st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text()))
+def test_reasons_are_the_references(url: str):
+    assert RUST.reason(url) == REFERENCE.reason(url)
+    assert RUST.registered_domain(url) == REFERENCE.registered_domain(url)
+
+
+@given(st.lists(st.text()), st.lists(st.text()))
+def test_lists_of_anything_are_the_references(entries: list[str], urls: list[str]):
+    lists: dict[str, list[str]] = dict.fromkeys(
+        ("domains", "urls", "banned_words", "soft_banned_words", "banned_subwords"), entries
+    )
+    fast = UrlFilter(**lists, suffixes=SUFFIXES)
+    slow = UrlFilter(**lists, suffixes=SUFFIXES, implementation="reference")
+    urls += entries + [f"http://{entry}/" for entry in entries]
+    assert fast.reason_batch(urls) == slow.reason_batch(urls)
 
 
 @pytest.mark.parametrize(

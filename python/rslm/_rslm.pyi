@@ -19,6 +19,7 @@ __all__ = [
     "ShardWriter",
     "StreamDecoder",
     "Tokenizer",
+    "UrlLists",
     "check_quality",
     "check_repeated_lines",
     "clean_controls",
@@ -162,6 +163,19 @@ class NgramIndex:
     def n_ngrams(self) -> int: ...
     @property
     def n_skipped(self) -> int: ...
+
+@final
+class UrlLists:
+    """Lists of addresses and words; see `rslm.data.url_filter`."""
+
+    def __new__(
+        cls, domains: Iterable[str], urls: Iterable[str], words: list[list[bytes]], n_soft: int
+    ) -> UrlLists: ...
+    def reasons(self, urls: Sequence[str]) -> list[str | None]:
+        """The reason of each address; None where the host must be given."""
+
+    def reason_with_host(self, url: bytes, host: bytes) -> str: ...
+    def registered_domain(self, host: bytes) -> bytes: ...
 
 def train_bpe(
     counting: Counting,

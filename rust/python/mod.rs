@@ -143,6 +143,9 @@ mod _rslm {
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::quality::{check_quality, count_sentences, unicode_words};
+    #[cfg(feature = "web")]
+    #[pymodule_export]
+    use super::web::url_filter::UrlLists;
 
     /// Whether this is an optimised build; benchmarks refuse to time any other.
     #[pymodule_export]

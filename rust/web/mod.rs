@@ -8,6 +8,7 @@
 //! - `decode`, `extract`: bytes of a page -> its text -> its main text,
 //! - `segment`: words and sentences (UAX #29), cut once for all rules,
 //! - `quality`, `pii`: the named recipes,
+//! - `url_filter`: lists of addresses and words,
 //! - `decontaminate`: n-grams of evaluation sets, found in text,
 //! - `dedup`: repeated lines, equal documents, near-duplicates, in bounded memory.
 
@@ -19,4 +20,5 @@ pub mod extract;
 pub mod pii;
 pub mod quality;
 pub mod segment;
+pub mod url_filter;
 pub mod warc;

@@ -22,12 +22,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import unquote
 
-import numpy as np
-from numpy.typing import NDArray
+from rslm import _rslm
+
+Implementation = Literal["rust", "reference"]
 
 SOFT_WORDS = 2
 """So many of the soft words drop a page."""
@@ -54,29 +56,34 @@ class UrlFilter:
         soft_banned_words: Iterable[str] = (),
         banned_subwords: Iterable[str] = (),
         suffixes: Iterable[str] = (),
+        implementation: Implementation = "rust",
     ) -> None:
         """Takes the lists' lines; `suffixes` are those of the public suffix list.
 
         Raises:
             ValueError: there are domains, and no public suffixes.
         """
-        self._domains = _Hashes(line.strip() for line in _entries(domains))
-        self._urls = _Hashes(line.strip() for line in _entries(urls))
-        self._banned = frozenset(_words(banned_words))
-        self._soft = frozenset(_words(soft_banned_words))
-        self._subwords = tuple(sorted(_words(banned_subwords)))
-        self._suffixes = _read_suffixes(suffixes)
-        self._max_labels = max((rule.count(".") + 1 for rule in self._suffixes), default=1)
-        if len(self._domains) and not self._suffixes:
+        rules = _read_suffixes(suffixes)
+        known = (line.strip() for line in _entries(domains))
+        if not rules and (first := next(known, None)) is not None:
             raise ValueError(
                 f"domains need the public suffix list beside them, as {_SUFFIXES} of "
-                "https://publicsuffix.org/list/"
+                f"https://publicsuffix.org/list/, got {first!r} first"
             )
+        make = _ReferenceLists if implementation == "reference" else _rust_lists
+        self._lists: Any = make(
+            known,
+            (line.strip() for line in _entries(urls)),
+            list(map(list, map(_words, (banned_words, soft_banned_words, banned_subwords)))),
+            rules,
+        )
         self.sha256 = ""
         """SHA-256 over the lists' files, where they were read from a folder."""
 
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> UrlFilter:
+    def read(
+        cls, folder: str | os.PathLike[str], *, implementation: Implementation = "rust"
+    ) -> UrlFilter:
         """The filter of the lists in a folder.
 
         Memory: 8 bytes for each domain and address, which are kept as hashes of 64 bits.
@@ -93,7 +100,7 @@ class UrlFilter:
             name.removesuffix(".txt").replace(_SUFFIXES, "suffixes"): _lines(path)
             for name, path in found.items()
         }
-        url_filter = cls(**lists)
+        url_filter = cls(**lists, implementation=implementation)
         digest = hashlib.sha256()
         for name, path in sorted(found.items()):
             with path.open("rb") as file:
@@ -110,8 +117,46 @@ class UrlFilter:
         "soft_words" (two are), "banned_subword" (one is in the address without all others than
         letters and digits). Pieces keep their case and the words have none, as in datatrove.
         """
-        host = host_of(url)
-        if (domain := self.registered_domain(host)) and domain in self._domains:
+        return self.reason_batch([url])[0]
+
+    def reason_batch(self, urls: Sequence[str]) -> list[str]:
+        """What `reason` says of each address."""
+        return [
+            self._lists.reason_with_host(_bytes(url), _bytes(host_of(url)))
+            if reason is None
+            else reason
+            for url, reason in zip(urls, self._lists.reasons(urls), strict=True)
+        ]
+
+    def registered_domain(self, host: str) -> str:
+        """The public suffix of a host and the label before it; "" where there is none.
+
+        Source: https://github.com/publicsuffix/list/wiki/Format, ICANN's part of the list.
+        """
+        found: bytes = self._lists.registered_domain(_bytes(host))
+        return found.decode(errors="surrogatepass")
+
+
+class _ReferenceLists:
+    """What `UrlLists` of the extension does, to be read."""
+
+    def __init__(
+        self,
+        domains: Iterable[str],
+        urls: Iterable[str],
+        words: Sequence[Iterable[str]],
+        suffixes: frozenset[str],
+    ) -> None:
+        self._domains, self._urls = frozenset(domains), frozenset(urls)
+        self._banned, self._soft, self._subwords = map(frozenset, words)
+        self._suffixes = suffixes
+        self._max_labels = max((rule.count(".") + 1 for rule in suffixes), default=1)
+
+    def reasons(self, urls: Sequence[str]) -> list[str]:
+        return [self._reason(url, host_of(url)) for url in urls]
+
+    def _reason(self, url: str, host: str) -> str:
+        if (domain := self._registered_domain(host)) and domain in self._domains:
             return "domain"
         if host and host in self._domains:
             return "host"
@@ -125,11 +170,10 @@ class UrlFilter:
         joined = _NOT_WORD.sub("", url).lower()
         return "banned_subword" if any(word in joined for word in self._subwords) else ""
 
-    def registered_domain(self, host: str) -> str:
-        """The public suffix of a host and the label before it; "" where there is none.
+    def registered_domain(self, host: bytes) -> bytes:
+        return _bytes(self._registered_domain(host.decode(errors="surrogatepass")))
 
-        Source: https://github.com/publicsuffix/list/wiki/Format, ICANN's part of the list.
-        """
+    def _registered_domain(self, host: str) -> str:
         # No rule has more labels, whatever a host is made of.
         labels = host.rsplit(".", self._max_labels + 1)[-self._max_labels - 1 :]
         for start in range(len(labels)):
@@ -140,6 +184,20 @@ class UrlFilter:
             if rest in self._suffixes or (above and f"*.{above}" in self._suffixes):
                 return ".".join(labels[start - 1 :]) if start else ""
         return ""
+
+
+def _rust_lists(
+    domains: Iterable[str],
+    urls: Iterable[str],
+    words: Sequence[Iterable[str]],
+    suffixes: frozenset[str],
+) -> _rslm.UrlLists:
+    lists = [[_bytes(word) for word in each] for each in (*words, suffixes)]
+    return _rslm.UrlLists(domains, urls, lists, SOFT_WORDS)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
 
 
 def host_of(url: str) -> str:
@@ -154,32 +212,6 @@ def host_of(url: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0].lower() + "]"
     return host.partition(":")[0].strip(".").lower()
-
-
-class _Hashes:
-    """A set of strings as sorted 64-bit hashes; as str, millions would take half a gigabyte.
-
-    A string that is not in it seems to be with a chance of its size / 2^64.
-    """
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        hashes = np.fromiter(map(_hash, strings), np.uint64)
-        self._sorted: NDArray[np.uint64] = np.unique(hashes)
-
-    def __len__(self) -> int:
-        return len(self._sorted)
-
-    def __contains__(self, text: str) -> bool:
-        if not len(self._sorted):
-            return False
-        wanted = np.uint64(_hash(text))
-        at = int(np.searchsorted(self._sorted, wanted))
-        return at < len(self._sorted) and bool(self._sorted[at] == wanted)
-
-
-def _hash(text: str) -> int:
-    data = text.encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _lines(path: Path) -> Iterator[str]:

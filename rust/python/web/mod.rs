@@ -6,6 +6,7 @@ pub mod extract;
 pub mod pages;
 pub mod pii;
 pub mod quality;
+pub mod url_filter;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;

@@ -90,10 +90,16 @@ def url_step(lists: Path) -> Step:
     from rslm.data.url_filter import UrlFilter
 
     url_filter = UrlFilter.read(lists)
-    return lambda documents: [
-        Decision(document=document, reason=url_filter.reason(document.url) if document.url else "")
-        for document in documents
-    ]
+
+    def judge(documents: Sequence[Document]) -> list[Decision]:
+        # One without an address is kept.
+        reasons = url_filter.reason_batch([document.url for document in documents])
+        return [
+            Decision(document=document, reason=reason)
+            for document, reason in zip(documents, reasons, strict=True)
+        ]
+
+    return judge
 
 
 def extract_step(config: ExtractConfig) -> Step:
