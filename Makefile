@@ -7,6 +7,7 @@ EXTRAS := train,data,ray,sweep,serve,report,dev
 ARGS ?=
 # Processes that run the tests, each file in one of them; 0 runs all in one, for a debugger.
 JOBS ?= 2
+DATA_PEERS := .benchmarks/data-peers
 
 # What the extension is built from. A newer one of these rebuilds it, nothing else does.
 RUST_SOURCES := $(shell find rust -name '*.rs') Cargo.toml $(wildcard Cargo.lock)
@@ -111,6 +112,17 @@ bench-peers: setup ## Install the peers, compare with each: benches/results/{tok
 	  print(*(p.replace(" ", "") for p in project["optional-dependencies"]["peers"]))')
 	$(BIN)/python benches/peers.py $(ARGS)
 	$(if $(filter-out --quick,$(ARGS)),,$(BIN)/python benches/training_peers.py $(ARGS))
+
+# datatrove pins other versions of what rslm uses, and an old trafilatura: hence a second one.
+$(DATA_PEERS)/.installed: benches/data_peers.txt | setup
+	@$(BIN)/python -m venv $(DATA_PEERS)
+	@$(DATA_PEERS)/bin/python -m pip install --quiet "pip>=24"
+	@$(DATA_PEERS)/bin/python -m pip install --quiet -r $<
+	@$(DATA_PEERS)/bin/python -m pip install --quiet --upgrade --target $(DATA_PEERS)/trafilatura trafilatura==2.3.1
+	@touch $@
+
+bench-data: setup $(DATA_PEERS)/.installed ## Compare each step on web data with the peers (ARGS="--write --pages FOLDER": results/data.md)
+	$(BIN)/python benches/data_peers.py --peers-python $(DATA_PEERS)/bin/python $(ARGS)
 
 bench-training: setup ## Time training beside transformers, if it is installed (ARGS="--rows float32")
 	$(BIN)/python benches/training_peers.py $(ARGS)
