@@ -79,6 +79,8 @@ def test_lists_of_anything_are_the_references(entries: list[str], urls: list[str
         ("https://user:word@deep.BAD.com:443/x?y#z", "domain"),
         ("//www.bad.co.uk", "domain"),
         ("bad.com", "domain"),
+        ("\x1c \thttp://bad.com\x0b\x1f", "domain"),
+        ("h\x1cttp://bad.com", ""),
         ("http://notbad.com/", ""),
         ("http://bad.com.fine.com/", ""),
         ("http://sub.good.com/", "host"),
