@@ -83,18 +83,18 @@ def test_report_shows_scores_and_languages(model: Path, tmp_path: Path) -> None:
 
 
 def steps_of(folder: Path, **changes: object) -> list[str]:
-    return step_names(make_plan(config_of(folder, folder / "out", **changes)))
+    return step_names(make_plan(config_of(folder, folder.parent / "out", **changes)))
 
 
 def test_plan_names_the_steps_in_their_order(tmp_path: Path) -> None:
-    write_inputs(tmp_path)
+    folder = write_inputs(tmp_path / "in")
     first = ["read", "extract", "quality.course", "exact"]
-    assert steps_of(tmp_path, **ALL_STEPS) == [*first, "minhash", "lines", "pii"]
+    assert steps_of(folder, **ALL_STEPS) == [*first, "minhash", "lines", "pii"]
     lines = {"keep": "first", "before_minhash": True}
-    assert steps_of(tmp_path, **ALL_STEPS | {"lines": lines}) == [*first, "lines", "minhash", "pii"]
-    assert steps_of(tmp_path, **ALL_STEPS | {"lines": {}}) == [*first, "minhash", "pii"]
-    assert steps_of(tmp_path) == ["read", "extract"]
-    config = config_of(tmp_path, tmp_path / "out", **ALL_STEPS)
+    assert steps_of(folder, **ALL_STEPS | {"lines": lines}) == [*first, "lines", "minhash", "pii"]
+    assert steps_of(folder, **ALL_STEPS | {"lines": {}}) == [*first, "minhash", "pii"]
+    assert steps_of(folder) == ["read", "extract"]
+    config = config_of(folder, tmp_path / "out", **ALL_STEPS)
     assert [*filter_steps(config)] == ["extract", "quality.course"]
 
 
@@ -153,9 +153,10 @@ def test_english_presets_are_those_that_look_for_english_words() -> None:
 def test_english_rules_on_other_languages_are_told(
     tmp_path: Path, languages: list[str], presets: list[str], message: str
 ) -> None:
-    write_lines(tmp_path / "a.jsonl", ["some text"])
+    (tmp_path / "in").mkdir()
+    write_lines(tmp_path / "in" / "a.jsonl", ["some text"])
     config = config_of(
-        tmp_path,
+        tmp_path / "in",
         tmp_path / "out",
         language={"languages": languages},
         quality={"presets": presets},
@@ -167,9 +168,11 @@ def test_english_rules_on_other_languages_are_told(
 
 
 def test_markup_that_nothing_extracts_is_told(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", ["In <html> there is <body>.", "text"])
-    (tmp_path / "page.html").write_text("<!doctype html><p>a page")
-    assert warnings_of(make_plan(config_of(tmp_path, tmp_path / "out"))) == []
-    write_lines(tmp_path / "a.jsonl", [" <!DOCTYPE html><html><body>text"])
-    (warning,) = warnings_of(make_plan(config_of(tmp_path, tmp_path / "out")))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", ["In <html> there is <body>.", "text"])
+    (folder / "page.html").write_text("<!doctype html><p>a page")
+    assert warnings_of(make_plan(config_of(folder, tmp_path / "out"))) == []
+    write_lines(folder / "a.jsonl", [" <!DOCTYPE html><html><body>text"])
+    (warning,) = warnings_of(make_plan(config_of(folder, tmp_path / "out")))
     assert re.search(r"a\.jsonl seems to hold HTML in its text, which is not extracted", warning)

@@ -139,7 +139,7 @@ def run_config(options: DemoOptions) -> TrainConfig:
     if options.resume and (out / "config.toml").exists():
         config = read_config(TrainConfig, out / "config.toml")
         return replace(config, out=out, n_threads=options.n_threads)
-    record = {"out": str(out), "data": {"train": ""}, "seed": options.seed}
+    record = {"out": str(out), "data": {"train": str(out)}, "seed": options.seed}
     config = from_record(TrainConfig, merge_records(read_preset(options.preset), record))
     given = options.vocab_size
     size = config.model.vocab_size if given is None else given

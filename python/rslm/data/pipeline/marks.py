@@ -84,18 +84,21 @@ def read_mark(plan: Plan, stage: str, index: int) -> Mark | None:
         return None
 
 
-def finished_mark(plan: Plan, task: Task, *, strict: bool = False) -> Mark | None:
+def finished_mark(
+    plan: Plan, task: Task, *, strict: bool = False, check_inputs: bool = False
+) -> Mark | None:
     """The mark of a task that need not be done again, else None.
 
     Args:
         plan: the plan of now.
         task: the task.
         strict: hash the task's files, too.
+        check_inputs: an input that was written after the mark undoes it.
     """
     mark = read_mark(plan, task.stage, task.index)
     if mark is None or mark.hash != plan.task_hash(task.stage, task.index):
         return None
-    if task.stage == "filter" and _inputs_are_newer(plan, task.index):
+    if check_inputs and task.stage == "filter" and _inputs_are_newer(plan, task.index):
         return None
     folder = plan.folder / task.stage
     if mark.upstream != task.upstream or not all((folder / name).exists() for name in mark.files):

@@ -173,7 +173,9 @@ def _run_tasks(
     on_progress: Callable[[Progress], None],
 ) -> list[Mark]:
     """Does those tasks that are not finished; the marks of all, in the order of the tasks."""
-    found = {task.index: finished_mark(plan, task, strict=strict) for task in tasks}
+    found = {
+        task.index: finished_mark(plan, task, strict=strict, check_inputs=True) for task in tasks
+    }
     marks = {index: mark for index, mark in found.items() if mark is not None}
     sizes = plan.task_bytes(stage)
     progress = Progress(
