@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rslm.errors import FormatError
-from rslm.files import sync_folder
+from rslm.files import sha256_of, sync_folder
 
 Place = str | os.PathLike[str] | IO[bytes]
 Tensors = dict[str, Tensor]
@@ -494,8 +494,7 @@ def verify_checkpoint(path: Path) -> None:
     for name, digest in hashes.items():
         file = path / name
         _require(file.is_file(), f"{file} is missing")
-        with file.open("rb") as data:
-            found = hashlib.file_digest(data, "sha256").hexdigest()
+        found = sha256_of(file)
         _require(found == digest, f"{file} is damaged: SHA-256 must be {digest}, got {found}")
 
 

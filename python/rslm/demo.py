@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rslm.config import from_record, merge_records, read_config, read_preset, to_record
 from rslm.data.local import Split, read_split
 from rslm.files import END_OF_TEXT, removed_if_refused, write_atomically
+from rslm.process import EXIT_TERMINATED
 from rslm.terminal import Switch, download_bar, note, progress_bar
 from rslm.train_config import Precision, TrainConfig
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 MAX_CORPUS_BYTES = 64 << 20
 DOWNLOADED = ("tinystories", "openwebtext")
 MEMORY = "demo.json"
-EXIT_CODES = {"finished": 0, "interrupted": 130, "terminated": 75}
+EXIT_CODES = {"finished": 0, "interrupted": 130, "terminated": EXIT_TERMINATED}
 
 
 @dataclass(frozen=True, kw_only=True)

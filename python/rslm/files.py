@@ -51,6 +51,15 @@ def write_atomically(path: str | os.PathLike[str], *data: bytes | memoryview) ->
     sync_folder(target.parent)
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    # Not at the top: what starts a process reads this module, and most have nothing to hash.
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def require_place(path: str | os.PathLike[str]) -> None:
     """Refuses before long work where `write_atomically` would after it.
 

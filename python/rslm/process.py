@@ -64,6 +64,10 @@ def raise_at_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+EXIT_TERMINATED = 75
+"""EX_TEMPFAIL, "try again": what batch systems read as "put the job back into the queue"."""
+
+
 class StopSignals:
     """Takes `STOP_SIGNALS` as requests, from which the loop makes an orderly stop.
 

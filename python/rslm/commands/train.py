@@ -10,6 +10,7 @@ import tyro
 
 from rslm.commands.tokenizer import require_files
 from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.process import EXIT_TERMINATED
 from rslm.terminal import Switch, note, print_fields, progress_bar
 from rslm.train_config import TrainConfig
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from rslm.train import TrainResult
 
 EXIT_INTERRUPTED = 130
-# EX_TEMPFAIL: "try again", what batch systems read as "put the job back into the queue".
-EXIT_TERMINATED = 75
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,9 @@ from rslm.data.fasttext_file import (
     fasttext_module,
     load_fasttext,
     one_line,
-    sha256_of,
 )
 from rslm.data.split import is_held_out
-from rslm.files import require_place, sync_folder, write_atomically
+from rslm.files import require_place, sha256_of, sync_folder, write_atomically
 
 Model: TypeAlias = "str | os.PathLike[str] | Classifier"
 

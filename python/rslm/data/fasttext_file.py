@@ -9,7 +9,6 @@ Source: the format, version 12, as fastText 0.9.2 writes it (`fasttext.cc`, `dic
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import re
@@ -115,12 +114,6 @@ def one_line(text: str) -> str:
         units = text.encode("utf-16-le", "surrogatepass")
         text = units.decode("utf-16-le", "replace")
     return text
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_model(path: str | os.PathLike[str]) -> Arguments:

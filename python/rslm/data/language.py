@@ -14,8 +14,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rslm.data.fasttext_file import load_fasttext, one_line, sha256_of
+from rslm.data.fasttext_file import load_fasttext, one_line
 from rslm.errors import FormatError
+from rslm.files import sha256_of
 
 UNDETERMINED = ("und", 0.0)
 """What a text without a letter gets: the models call it English."""

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from rslm import _rslm
+from rslm.files import sha256_of
 
 Implementation = Literal["rust", "reference"]
 
@@ -103,9 +104,7 @@ class UrlFilter:
         url_filter = cls(**lists, implementation=implementation)
         digest = hashlib.sha256()
         for name, path in sorted(found.items()):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{name} {content}\n".encode())
+            digest.update(f"{name} {sha256_of(path)}\n".encode())
         url_filter.sha256 = digest.hexdigest()
         return url_filter
 

@@ -36,7 +36,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rslm.errors import one_line
 from rslm.experiment.ledger import Ledger, RepeatedError
-from rslm.experiment.queue import EXIT_TERMINATED, Queue
+from rslm.experiment.queue import Queue
+from rslm.process import EXIT_TERMINATED
 from rslm.run_folder import Row
 
 HOST = "127.0.0.1"

@@ -31,13 +31,12 @@ from rslm.experiment.study import (
     run_name,
 )
 from rslm.files import locked, write_atomically
-from rslm.process import StopSignals, n_cpus
+from rslm.process import EXIT_TERMINATED, StopSignals, n_cpus
 from rslm.runs import read_run
 from rslm.train_config import TrainConfig
 
 __all__ = ["Outcome", "PlannedRun", "Queue", "run_all", "run_name"]
 
-EXIT_TERMINATED = 75
 _POLL_SECONDS = 0.1
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
+
+from rslm.data.pipeline.ingredients import digest
 
 _NAME = "checksum"
 
@@ -28,7 +29,4 @@ def unchecked_record(record: dict[str, Any]) -> dict[str, Any]:
 
 def _checksum(record: dict[str, Any]) -> str:
     # As it is read back, where tuples are lists and all names strings.
-    read_back = json.loads(json.dumps(record))
-    return hashlib.blake2b(
-        json.dumps(read_back, sort_keys=True).encode(), digest_size=16
-    ).hexdigest()
+    return digest(json.loads(json.dumps(record)))

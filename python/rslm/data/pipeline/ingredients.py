@@ -18,6 +18,7 @@ from typing import Any
 from rslm import _rslm
 from rslm.data.classify import fasttext_version
 from rslm.data.pipeline.config import PipelineConfig
+from rslm.files import sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,6 @@ def hash_of(path: Path) -> str:
         OSError: it is missing or cannot be read.
     """
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return digest([(file.relative_to(path).as_posix(), hash_of(file)) for file in files])

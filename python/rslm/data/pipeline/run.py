@@ -15,9 +15,8 @@ from rslm.data.pipeline.marks import Mark, Task, chain, finished_mark, mark_path
 from rslm.data.pipeline.plan import Plan, Stage, write_plan
 from rslm.data.pipeline.supervisor import StoppedError, remove_beside
 from rslm.files import locked
-from rslm.process import StopSignals
+from rslm.process import EXIT_TERMINATED, StopSignals
 
-EXIT_TERMINATED = 75
 Backend = Literal["local", "ray"]
 
 
