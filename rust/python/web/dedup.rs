@@ -76,8 +76,9 @@ pub fn exact_keys<'py>(
     texts: Vec<Bound<'py, PyString>>,
 ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
     let texts = all_bytes_of(&texts)?;
-    let keys: Vec<[u8; 16]> = py.detach(|| texts.iter().map(|t| dedup::exact_key(t)).collect());
-    Ok(keys.iter().map(|key| PyBytes::new(py, key)).collect())
+    let keys = py.detach(|| dedup::exact_keys(&texts));
+    let bytes = |key: [u64; 2]| PyBytes::new(py, key.map(u64::to_le_bytes).as_flattened());
+    Ok(keys.into_iter().map(bytes).collect())
 }
 
 /// The signature of a text, of numbers below 2^61; none if it has no shingle.
@@ -144,11 +145,11 @@ enum Work {
 }
 
 impl Work {
-    fn add(&mut self, text: &[u8]) -> Result<()> {
+    fn add(&mut self, texts: &[Cow<'_, [u8]>]) -> Result<()> {
         match self {
-            Self::Lines(counter) => counter.add(text),
-            Self::Exact(signer) => signer.add(text),
-            Self::MinHash(signer) => signer.add(text),
+            Self::Lines(counter) => texts.iter().try_for_each(|text| counter.add(text)),
+            Self::Exact(signer) => signer.add(texts),
+            Self::MinHash(signer) => texts.iter().try_for_each(|text| signer.add(text)),
         }
     }
 }
@@ -209,7 +210,7 @@ impl ShardWriter {
         py.detach(|| {
             let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
             let work = work.as_mut().ok_or_else(is_finished)?;
-            texts.iter().try_for_each(|text| work.add(text))
+            work.add(&texts)
         })?;
         Ok(())
     }

@@ -15,15 +15,15 @@
 use std::path::Path;
 
 use rustc_hash::FxHashMap;
-use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::characters::Rule;
-use super::container::{Kind, u64_at};
+use super::container::Kind;
 use super::lines::checked;
 use super::normalize::{close_gaps, normalize};
 use super::records::{BandRecord, ExactRecord, ShardRecord, range_of, write_groups};
 use super::runs::Sorter;
+use super::sha256::exact_keys;
 use super::signature::{HashFunctions, hash_shingles};
 use super::writer::Writer;
 use crate::{Progress, Result};
@@ -35,13 +35,6 @@ pub(super) const SETS: usize = 0;
 pub(super) const ROWS: usize = 1;
 pub(super) const COPIES: usize = 2;
 pub(super) const BANDS: usize = 3;
-
-/// Half of a text's SHA-256: nobody can make two texts that share it.
-pub fn exact_key(text: &[u8]) -> [u8; 16] {
-    let mut key = [0; 16];
-    key.copy_from_slice(&Sha256::digest(text)[..16]);
-    key
-}
 
 /// Signs documents by their text alone.
 pub struct ExactSigner {
@@ -60,20 +53,19 @@ impl ExactSigner {
         }
     }
 
-    /// Signs the next document.
+    /// Signs the next documents.
     ///
     /// # Errors
     /// `Io`; `Argument` beyond 2^32 documents.
-    pub fn add(&mut self, text: &[u8]) -> Result<()> {
-        let key = exact_key(text);
-        // As the files have it: little-endian halves, compared as numbers.
-        let key = [u64_at(&key, 0), u64_at(&key, 8)];
-        self.sorter.push(ExactRecord {
-            key,
-            shard: self.shard,
-            row: self.row,
-        })?;
-        self.row = checked(u64::from(self.row) + 1, "documents of a shard")?;
+    pub fn add<T: AsRef<[u8]>>(&mut self, texts: &[T]) -> Result<()> {
+        for key in exact_keys(texts) {
+            self.sorter.push(ExactRecord {
+                key,
+                shard: self.shard,
+                row: self.row,
+            })?;
+            self.row = checked(u64::from(self.row) + 1, "documents of a shard")?;
+        }
         Ok(())
     }
 
