@@ -3,35 +3,60 @@
 use std::borrow::Cow;
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::super::run;
 use super::texts_of;
 use crate::web::batch::map_in_parallel;
-use crate::web::pii::{Preset, mask, mask_kind};
+use crate::web::pii::{Masked, Preset, mask, mask_kind};
 
-/// (the masked text or None where nothing was masked, counts, why the page is dropped), or None
-/// for a text with lone surrogates.
-type Row = Option<(Option<String>, Vec<(&'static str, u64)>, &'static str)>;
-
-/// Masks each text.
+/// Masks each text: (the text, counts, why the page is dropped), or None for one with lone
+/// surrogates.
+///
+/// One thread makes the objects while the others wait, so there are as few as can be.
 #[pyfunction]
-pub fn mask_pii(
-    py: Python<'_>,
-    texts: Vec<Bound<'_, PyString>>,
+pub fn mask_pii<'py>(
+    py: Python<'py>,
+    texts: Vec<Bound<'py, PyString>>,
     preset: &str,
     n_threads: usize,
-) -> PyResult<Vec<Row>> {
+) -> PyResult<Bound<'py, PyList>> {
     let preset = Preset::named(preset)?;
-    let texts = texts_of(&texts);
-    run(py, None, |tick| {
-        map_in_parallel(&texts, n_threads, |&text| Ok(row(text, preset)), tick)
-    })
+    let given = texts_of(&texts);
+    let masked = run(py, None, |tick| {
+        map_in_parallel(
+            &given,
+            n_threads,
+            |&text| Ok(text.map(|text| mask(text, preset))),
+            tick,
+        )
+    })?;
+    let none = PyDict::new(py);
+    for name in preset.kinds() {
+        none.set_item(PyString::intern(py, name), 0)?;
+    }
+    let rows = texts.iter().zip(masked);
+    let rows = rows.map(|(text, masked)| masked.map(|masked| row(text, masked, &none)).transpose());
+    PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?)
 }
 
-fn row(text: Option<&str>, preset: &Preset) -> Row {
-    let masked = mask(text?, preset);
-    Some((owned(masked.text), masked.counts, masked.drop_reason))
+fn row<'py>(
+    text: &Bound<'py, PyString>,
+    masked: Masked<'_>,
+    none: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let py = text.py();
+    let counts = none.copy()?;
+    for (name, n) in masked.counts {
+        if n > 0 {
+            counts.set_item(PyString::intern(py, name), n)?;
+        }
+    }
+    let text = match masked.text {
+        Cow::Borrowed(_) => text.clone(),
+        Cow::Owned(text) => PyString::new(py, &text),
+    };
+    (text, counts, PyString::intern(py, masked.drop_reason)).into_pyobject(py)
 }
 
 /// Masks one kind alone: (the masked text or None, masks put), or None for lone surrogates.

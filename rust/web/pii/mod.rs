@@ -114,6 +114,11 @@ impl Preset {
                 Error::Argument(format!("preset must be one of {names}, got '{name}'"))
             })
     }
+
+    /// The names of its kinds, in order.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.iter().map(|kind| kind.name)
+    }
 }
 
 /// A text without personal data, and how much there was.
