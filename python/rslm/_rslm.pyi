@@ -44,6 +44,7 @@ __all__ = [
     "plan_packing",
     "pretokenize",
     "read_dropped_rows",
+    "read_text_row",
     "rewrite_line_files",
     "rewrite_lines",
     "train_bpe",
@@ -225,8 +226,8 @@ def check_quality(
 
 def mask_pii(
     texts: list[str], preset: str, n_threads: int
-) -> list[tuple[str | None, list[tuple[str, int]], str] | None]:
-    """Each text if it changed, masks put, why the page is dropped; None for no UTF-8."""
+) -> list[tuple[str, dict[str, int], str] | None]:
+    """Each text masked, masks put, why the page is dropped; None for no UTF-8."""
 
 def unicode_words(text: str) -> list[str] | None: ...
 def count_sentences(text: str) -> int | None: ...
@@ -242,6 +243,9 @@ def extract_readable(
 ) -> list[tuple[str, str]]: ...
 def page_problem(page: str, limits: _ExtractLimits) -> str: ...
 def clean_controls(text: str) -> str: ...
+def read_text_row(line: bytes, text_field: str) -> tuple[str | None, str, bytes, int] | None:
+    """Source, id, the line with the text alone, bytes of the text; None if Python must read it."""
+
 def decode_bytes(page: bytes, label: str) -> tuple[str, str]: ...
 def unpack_member(
     packed: bytes, start: int, max_bytes: int, max_inflation: int

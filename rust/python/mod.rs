@@ -136,7 +136,7 @@ mod _rslm {
     use super::web::extract::{extract_readable, page_problem};
     #[cfg(feature = "web")]
     #[pymodule_export]
-    use super::web::pages::{clean_controls, decode_bytes, unpack_member};
+    use super::web::pages::{clean_controls, decode_bytes, read_text_row, unpack_member};
     #[cfg(feature = "web")]
     #[pymodule_export]
     use super::web::pii::{mask_pii, mask_pii_kind};

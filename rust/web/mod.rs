@@ -5,6 +5,7 @@
 //! shard; nothing calls back into Python for a document.
 //!
 //! - `warc`: members of crawl files,
+//! - `rows`: lines of JSON -> texts,
 //! - `decode`, `extract`: bytes of a page -> its text -> its main text,
 //! - `segment`: words and sentences (UAX #29), cut once for all rules,
 //! - `quality`, `pii`: the named recipes,
@@ -19,6 +20,7 @@ pub mod dedup;
 pub mod extract;
 pub mod pii;
 pub mod quality;
+pub mod rows;
 pub mod segment;
 pub mod url_filter;
 pub mod warc;

@@ -33,8 +33,8 @@ _FORMATS: dict[str, Format] = {
 }
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _OTHER_RECORDS = ("request", "revisit", "resource", "metadata", "warcinfo", "continuation")
-# Fields of a row that a document has itself; all others are its metadata.
-_OWN_FIELDS = ("id", "url", "source", "metadata")
+OWN_FIELDS = ("id", "url", "source", "metadata")
+"""Fields of a row that a document has itself; all others are its metadata."""
 
 
 def read_documents(
@@ -104,20 +104,33 @@ def read_rows(
     limits = limits or Limits()
     skipped = Counter() if skipped is None else skipped
     for number, row in enumerate(rows):
-        text = row.get(text_field)
-        if not isinstance(text, str):
-            skipped["no_text"] += 1
-        elif len(text.encode(errors="replace")) > limits.max_record_bytes:
-            skipped["too_large"] += 1
-        elif not (text := clean_text(text)).strip():
-            skipped["empty"] += 1
-        else:
-            try:
-                document = _document_of(row, text, f"{source}:{number}", source, text_field)
-            except RecursionError:
-                skipped["too_deep"] += 1
-            else:
-                yield document
+        document = document_of_row(row, number, source, text_field, limits, skipped)
+        if document is not None:
+            yield document
+
+
+def document_of_row(
+    row: Mapping[str, Any],
+    number: int,
+    source: str,
+    text_field: str,
+    limits: Limits,
+    skipped: Counter[str],
+) -> Document | None:
+    """The document of a row of that number, as `read_rows` gives it; None if that counts it."""
+    text = row.get(text_field)
+    if not isinstance(text, str):
+        skipped["no_text"] += 1
+    elif len(text.encode(errors="replace")) > limits.max_record_bytes:
+        skipped["too_large"] += 1
+    elif not (text := clean_text(text)).strip():
+        skipped["empty"] += 1
+    else:
+        try:
+            return _document_of(row, text, f"{source}:{number}", source, text_field)
+        except RecursionError:
+            skipped["too_deep"] += 1
+    return None
 
 
 def _files_of(folder: Path) -> list[str]:
@@ -251,20 +264,30 @@ def _read_text(
 
 
 def _json_rows(path: Path, limits: Limits, skipped: Counter[str]) -> Iterator[Mapping[str, Any]]:
-    """The objects of the lines; blank lines are none."""
+    """The objects of the lines."""
+    for line in json_lines(path, limits, skipped):
+        if (row := row_of_line(line, skipped)) is not None:
+            yield row
+
+
+def json_lines(path: Path, limits: Limits, skipped: Counter[str]) -> Iterator[bytes]:
+    """The lines of a file of JSON lines; those that are too long or damaged are counted."""
     with path.open("rb") as file:
-        stream = ByteStream(file, limits=limits)
-        for line in parts(stream, b"\n", limits, skipped):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"), parse_constant=str)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                yield row
-            else:
-                skipped["not_json"] += 1
+        yield from parts(ByteStream(file, limits=limits), b"\n", limits, skipped)
+
+
+def row_of_line(line: bytes, skipped: Counter[str]) -> Mapping[str, Any] | None:
+    """The object that a line is; None for a blank one, and for another, which is counted."""
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=str)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        return row
+    skipped["not_json"] += 1
+    return None
 
 
 def _table_rows(path: Path, limits: Limits, skipped: Counter[str]) -> Iterator[Mapping[str, Any]]:
@@ -333,7 +356,7 @@ def _document_of(
 ) -> Document:
     metadata = row.get("metadata")
     metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
-    others = {key: row[key] for key in row if key not in (text_field, *_OWN_FIELDS)}
+    others = {key: row[key] for key in row if key not in (text_field, *OWN_FIELDS)}
     given_id = row.get("id")
     url = row.get("url", metadata.pop("url", None))
     return Document(

@@ -14,16 +14,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rslm.data.document import Document
-from rslm.data.documents import read_documents
 from rslm.data.mixture import Mixture, n_copies
 from rslm.data.split import is_held_out
+from rslm.data.text_lines import TextLine, read_text_lines
 from rslm.files import write_atomically
 
 SIDES = ("train", "valid")
@@ -73,18 +72,23 @@ def write_runs(path: Path, number: int, folder: Path, options: SortOptions) -> N
     counts: dict[str, Counter[str]] = {}
     sides = {name: _Side() for name in SIDES}
     runs: list[dict[str, Any]] = []
-    documents = read_documents(path, text_field=options.text_field, skipped=skipped)
-    for row, document in enumerate(documents):
-        name, n = _side_of(document, options)
-        line, n_bytes = _line_of(document.text), len(document.text.encode())
-        of_source = counts.setdefault(document.source, Counter())
+    found = read_text_lines(
+        path,
+        text_field=options.text_field,
+        skipped=skipped,
+        with_metadata=bool(options.mixture.score),
+    )
+    for row, text in enumerate(found):
+        name, n = _side_of(text, options)
+        line, n_bytes = text.line, text.n_bytes
+        of_source = counts.get(text.source) or counts.setdefault(text.source, Counter())
         of_source["documents"] += 1
         of_source["bytes"] += n_bytes
         of_source[f"{name}_documents"] += n
         of_source[f"{name}_bytes"] += n * n_bytes
         side = sides[name]
         for copy in range(n):
-            side.lines.append((_key(document, copy, (number, row), options.shuffle_seed), line))
+            side.lines.append((_key(text, copy, (number, row), options.shuffle_seed), line))
         side.n_bytes += n * len(line)
         if side.n_bytes >= options.run_bytes:
             runs.append(_write_run(folder, number, len(runs), name, side))
@@ -99,8 +103,8 @@ def write_runs(path: Path, number: int, folder: Path, options: SortOptions) -> N
 def bytes_of_sources(path: Path, text_field: str) -> Counter[str]:
     """Bytes of text of each source in an input."""
     totals: Counter[str] = Counter()
-    for document in read_documents(path, text_field=text_field):
-        totals[document.source] += len(document.text.encode())
+    for text in read_text_lines(path, text_field=text_field, skipped=Counter()):
+        totals[text.source] += text.n_bytes
     return totals
 
 
@@ -143,27 +147,22 @@ def remove_runs(folder: Path, runs: Sequence[Mapping[str, Any]]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _side_of(document: Document, options: SortOptions) -> tuple[str, int]:
+def _side_of(text: TextLine, options: SortOptions) -> tuple[str, int]:
     """Where a document goes, and how often."""
-    if options.validation_share and is_held_out(document.id.encode(), options.validation_share):
+    if options.validation_share and is_held_out(text.id.encode(), options.validation_share):
         return "valid", 1
     mixture = options.mixture
     if not options.repeats and not mixture.score:
         return "train", 1
+    document = Document(text="", id=text.id, source=text.source, metadata=dict(text.metadata))
     return "train", n_copies(document, options.repeats, mixture, options.seed)
 
 
-def _line_of(text: str) -> bytes:
-    """The line of JSON that the encoder reads."""
-    # What `json.dumps` makes of a str, without the encoder that it makes for each call.
-    return b'{"text": ' + encode_basestring(text).encode() + b"}\n"
-
-
-def _key(document: Document, copy: int, place: tuple[int, int], seed: int | None) -> bytes:
+def _key(text: TextLine, copy: int, place: tuple[int, int], seed: int | None) -> bytes:
     if seed is None:
         # Copies follow each other.
         return place[0].to_bytes(8, "big") + place[1].to_bytes(8, "big")
-    name = f"{document.source}\0{document.id}\0{copy}".encode()
+    name = f"{text.source}\0{text.id}\0{copy}".encode()
     key = seed.to_bytes(8, "little")
     return hashlib.blake2b(name, digest_size=16, key=key, person=b"shuffle").digest()
 

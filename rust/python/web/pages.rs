@@ -1,4 +1,4 @@
-//! Binding of [`crate::web::warc`] and [`crate::web::decode`].
+//! Binding of [`crate::web::warc`], [`crate::web::decode`] and [`crate::web::rows`].
 
 use std::borrow::Cow;
 
@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
 use crate::web::decode::{clean, decode};
+use crate::web::rows::{plain_row, text_line};
 use crate::web::warc::{Member, inflate_member};
 
 /// The gzip member at `start`, unpacked, and where it ends; without one, 1 if it goes on behind
@@ -44,4 +45,15 @@ pub fn clean_controls(text: Bound<'_, PyString>) -> PyResult<Bound<'_, PyString>
         Cow::Owned(cleaned) => Some(PyString::new(text.py(), &cleaned)),
     };
     Ok(cleaned.unwrap_or(text))
+}
+
+type TextRow<'py> = (Option<String>, String, Bound<'py, PyBytes>, usize);
+
+/// Source, id, the line with the text alone, and the bytes of the text; None for a line that
+/// Python must read.
+#[pyfunction]
+pub fn read_text_row<'py>(py: Python<'py>, line: &[u8], text_field: &str) -> Option<TextRow<'py>> {
+    let row = plain_row(line, text_field)?;
+    let alone = PyBytes::new(py, &text_line(&row.text));
+    Some((row.source, row.id, alone, row.text.len()))
 }
