@@ -17,19 +17,32 @@ HOSTILE = """
 import importlib.abc, importlib.util, os, sys, time
 
 class Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, name, patch):
+        self.name, self.patch = name, patch
     def find_spec(self, name, path, target=None):
-        if name != "rslm.data.pipeline.steps":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         loader, load = spec.loader, spec.loader.exec_module
         def exec_module(module):
             load(module)
-            patch(module)
+            self.patch(module)
         loader.exec_module = exec_module
         return spec
 
-def patch(module):
+def patch_reading(module):
+    read = module.read_documents
+    def read_documents(path, **options):
+        for document in read(path, **options):
+            if "STALL" in document.text:
+                time.sleep(1000)
+            if "BREAK" in document.text:
+                os.abort()
+            yield document
+    module.read_documents = read_documents
+
+def patch_steps(module):
     def extract_step(config):
         def extract(documents):
             for document in documents:
@@ -51,7 +64,8 @@ def patch(module):
         return extract
     module.extract_step = extract_step
 
-sys.meta_path.insert(0, Finder())
+sys.meta_path.insert(0, Finder("rslm.data.pipeline.steps", patch_steps))
+sys.meta_path.insert(0, Finder("rslm.data.pipeline.places", patch_reading))
 """
 
 ALL_STEPS = {
@@ -83,6 +97,18 @@ def made_up_documents(n: int, seed: int = 0) -> list[str]:
         elif kind < 0.5:
             text += f"\nA line that many pages have.\nWrite to user{number}@example.org."
         texts.append(text)
+    return texts
+
+
+def texts_with_copies(n: int, seed: int) -> list[str]:
+    """Texts of which every third has a copy but for a letter."""
+    draw = random.Random(seed)
+    texts = []
+    for number in range(n):
+        words = [draw.choice("abcdefghijklmnopqrst") + str(draw.randint(0, 99)) for _ in range(40)]
+        texts.append(" ".join(words) + f"\nline {number % 5}\n")
+        if number % 3 == 0:
+            texts.append(texts[-1].replace("a", "b", 1))
     return texts
 
 
