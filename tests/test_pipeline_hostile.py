@@ -126,6 +126,32 @@ def test_page_at_which_a_step_sleeps_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hostile")
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("BREAK", "read_crash"), pytest.param("STALL", "read_timeout", marks=pytest.mark.slow)],
+)
+def test_reading_that_ends_its_worker_costs_the_rest_of_the_file(
+    tmp_path: Path, word: str, reason: str
+) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", [*["good"] * 70, f"bad {word}", *["lost"] * 3])
+    write_lines(folder / "b.jsonl", ["good"] * 3)
+    config = config_of(folder, tmp_path / "out", watchdog_seconds=1.0)
+    run(config)
+    assert drops(config.out) == {"filter/skip": {reason: 1}}
+    report = PipelineReport.read(config.out)
+    # The file is blamed, in the place of what could not be read.
+    assert [way.reason for way in report.find("a.jsonl")] == [reason]
+    assert [document.text for document in report.documents()] == ["good"] * 73
+    before = tree(config.out)
+    for mark in config.out.rglob("*.report.json"):
+        mark.unlink()
+    run(config, 2)
+    assert tree(config.out) == before
+
+
+@pytest.mark.usefixtures("hostile")
 def test_workers_end_with_the_run_that_started_them(tmp_path: Path) -> None:
     folder = tmp_path / "inputs"
     folder.mkdir()

@@ -1,6 +1,7 @@
 """What is blamed for a worker's death, and what ends a worker that goes on for too long."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines import config_of, write_inputs
+from pipelines import HOSTILE, config_of, write_inputs, write_lines
 
+from rslm.data.document import Document
 from rslm.data.pipeline import Plan, make_plan
 from rslm.data.pipeline.marks import Mark, Task
-from rslm.data.pipeline.pulse import RESTING, Beat, Pulse
-from rslm.data.pipeline.supervisor import MAX_DEATHS, Death, StoppedError, do_task
+from rslm.data.pipeline.places import inputs
+from rslm.data.pipeline.plan import write_plan
+from rslm.data.pipeline.pulse import READ, RESTING, Beat, Pulse
+from rslm.data.pipeline.supervisor import (
+    MAX_DEATHS,
+    Death,
+    StoppedError,
+    Worker,
+    _add_skip,
+    _bytes_read,
+    do_task,
+)
 from rslm.data.pipeline.worker import Answer, Failure, Order, _answer
 
 TASK = Task(stage="filter", index=0, upstream="")
@@ -130,6 +142,96 @@ def test_task_without_a_document_to_blame_is_given_up(plan: Plan) -> None:
     worker = ScriptedWorker(*[death(RESTING, RESTING, cause="memory")] * MAX_DEATHS)
     with pytest.raises(ConnectionError, match="it takes more than max_worker_bytes"):
         do_task(plan, TASK, worker)
+
+
+def reading(number: int, cause: str = "timeout", code: int = -signal.SIGSEGV) -> Death:
+    is_certain = code != -signal.SIGKILL or cause != "crash"
+    return Death(Beat(1, number, number, READ), cause, is_certain, code)
+
+
+@pytest.mark.parametrize("cause", ["timeout", "crash"])
+def test_reading_is_blamed_the_third_time(plan: Plan, cause: str) -> None:
+    deaths = [reading(1, cause)] * (MAX_DEATHS - 1)
+    # What a step does at the document counts for itself.
+    worker: Any = ScriptedWorker(*deaths, death(1, 1, code=-signal.SIGKILL), DONE)
+    do_task(plan, TASK, worker)
+    assert skipped(plan) == {}
+    assert [order.scout_from for order in worker.orders] == [None, 1, 1, 1]
+    do_task(plan, TASK, ScriptedWorker(*deaths, deaths[0], DONE))
+    assert skipped(plan) == {"1": f"read_{cause}"}
+
+
+@pytest.mark.parametrize(
+    "ended", [reading(1, "memory"), reading(1, "crash", -signal.SIGKILL)], ids=["memory", "killed"]
+)
+def test_file_is_not_blamed_for_what_else_takes_memory(plan: Plan, ended: Death) -> None:
+    with pytest.raises(ConnectionError, match="ended its worker 3 times"):
+        do_task(plan, TASK, ScriptedWorker(*[ended] * MAX_DEATHS))
+    assert skipped(plan) == {}
+
+
+def test_rest_of_an_unreadable_file_is_one_empty_document(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path / "in", 1, 3)
+    plan = make_plan(config_of(folder, tmp_path / "out"))
+    (plan.folder / "filter").mkdir(parents=True)
+    whole = list(inputs(plan, 0))
+    assert len(whole) == 3
+    _add_skip(plan, TASK, 0, "extract_crash")
+    assert list(inputs(plan, 0)) == whole
+    _add_skip(plan, TASK, 2, "read_timeout")
+    name = plan.shards[0].files[0][1]
+    assert list(inputs(plan, 0)) == [*whole[:2], Document(text="", id=name, source=name)]
+    pulse = KeptPulse()
+    list(inputs(plan, 0, pulse=pulse))
+    assert pulse.numbers == [0, 1, RESTING]
+
+
+class KeptPulse(Pulse):
+    """Keeps what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = list[int]()
+
+    def read(self, number: int) -> None:
+        self.numbers.append(number)
+
+    def rest(self) -> None:
+        self.numbers.append(RESTING)
+
+
+@pytest.mark.slow
+def test_worker_that_stands_still_at_reading_is_ended(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HOSTILE)
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), before])))
+    write_lines(tmp_path / "in" / "0.jsonl", ["good", "STALL"])
+    plan = make_plan(config_of(tmp_path / "in" / "0.jsonl", tmp_path / "new"))
+    plan.folder.mkdir()
+    write_plan(plan)
+    worker = Worker(plan.folder, os.getcwd())
+    order = Order(task=TASK, attempt="1")
+    watch: Any = {"max_bytes": 1 << 40, "is_stopped": lambda: False}
+    try:
+        ended = worker.do(order, silence=3.0, **watch)
+    finally:
+        worker.close()
+    assert isinstance(ended, Death)
+    assert (ended.cause, ended.is_certain, ended.beat.step) == ("timeout", True, READ)
+    assert (ended.beat.first, ended.beat.last) == (1, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not say")
+def test_bytes_that_are_read_are_progress(tmp_path: Path) -> None:
+    before = _bytes_read(os.getpid())
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100_000)
+    path.read_bytes()
+    assert _bytes_read(os.getpid()) >= before + 100_000
+    # Of what the system says nothing, each look is progress.
+    assert _bytes_read(-1) < _bytes_read(-1)
 
 
 def test_exception_of_a_task_is_the_run_s(plan: Plan) -> None:

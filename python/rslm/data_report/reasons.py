@@ -54,6 +54,8 @@ _MEANINGS = {
     "corrupt_member": "a damaged piece of a packed file",
     "corrupt_file": "a table that cannot be read",
     "corrupt_rows": "rows of a table that cannot be read",
+    "read_timeout": "the rest of a file at which reading stood still",
+    "read_crash": "the rest of a file at which reading ended the process",
     "file_too_large": "the rest of a file beyond the limit",
     "not_json": "a line that is no JSON object",
     "no_text": "a row without the field that holds the text",

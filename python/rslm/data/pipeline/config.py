@@ -252,7 +252,8 @@ class PipelineConfig:
     """Parts that merging and joining are done in; 0 chooses by the inputs' size."""
     watchdog_seconds: float = 10.0
     """Processor time that a step may take for one document, and ten times as much by the clock;
-    one that takes more is passed over."""
+    one that takes more is passed over. Reading may take ten times as much without a document or a
+    byte; the rest of a file at which it takes more three times is passed over."""
     max_worker_bytes: int = 2 << 30
     """Memory of a worker, where the system tells it (Linux); one that takes more is ended, and the
     document passed over."""

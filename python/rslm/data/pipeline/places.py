@@ -13,25 +13,35 @@ from itertools import islice
 
 from rslm.data.document import Document
 from rslm.data.documents import read_documents
-from rslm.data.pipeline.plan import DOCUMENTS, PASSES, PLACES, Plan
+from rslm.data.pipeline.documents_pass import read_skip
+from rslm.data.pipeline.plan import DOCUMENTS, PASSES, PLACES, SKIP, Plan
+from rslm.data.pipeline.pulse import READ, Pulse
 from rslm.data.pipeline.shards import read_shard
 
 Place = tuple[int, int]
 """A shard, and a row among the documents that are left in it before a stage."""
 
 
-def inputs(plan: Plan, shard: int, skipped: Counter[str] | None = None) -> Iterator[Document]:
+def inputs(
+    plan: Plan, shard: int, skipped: Counter[str] | None = None, pulse: Pulse | None = None
+) -> Iterator[Document]:
     """The documents that the first stage reads, in the order of their numbers.
+
+    Where reading ended a worker, a document without a text stands for the rest of the file; its
+    id is the file's name.
 
     Args:
         plan: whose inputs.
         shard: the number of theirs.
         skipped: counts what reading passes over, by reason.
+        pulse: is told which document is read.
 
     Raises:
         OSError: a file is not where it was.
     """
-    given = plan.shards[shard]
+    given, pulse = plan.shards[shard], pulse or Pulse()
+    unreadable = _unreadable(plan, shard)
+    number = 0
     for path, name, _ in given.files:
         documents = read_documents(
             path,
@@ -41,8 +51,24 @@ def inputs(plan: Plan, shard: int, skipped: Counter[str] | None = None) -> Itera
             limits=plan.config.limits,
             skipped=skipped,
         )
-        for document in documents:
+        while number not in unreadable:
+            pulse.read(number)
+            document = next(documents, None)
+            if document is None:
+                break
             yield replace(document, source=given.source) if given.source else document
+            number += 1
+        else:
+            yield Document(text="", id=name, source=given.source or name)
+            number += 1
+    pulse.rest()
+
+
+def _unreadable(plan: Plan, shard: int) -> frozenset[int]:
+    """Numbers of documents that reading ended a worker for."""
+    path = plan.path("filter", shard, SKIP)
+    skip = read_skip(path, plan.task_hash("filter", shard))
+    return frozenset(n for n, reason in skip.items() if reason.startswith(f"{READ}_"))
 
 
 def input_at(plan: Plan, shard: int, number: int) -> Document | None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 _FORMAT = struct.Struct("<qqq32s")
 N_BYTES = _FORMAT.size
 RESTING = -1
+READ = "read"
+"""The step that makes the next document of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,13 @@ class Pulse:
             self._set_limit(math.ceil(time.process_time() + self._seconds))
             self._write(self._memory, first, last, step)
 
+    def read(self, number: int) -> None:
+        """Begins reading the document of that number, while no step is under way."""
+        if self._memory is not None:
+            self._write(self._memory, number, number, READ)
+
     def rest(self) -> None:
-        """Begins what may take any time, such as reading."""
+        """Begins what may take any time, such as merging."""
         if self._memory is not None:
             self._set_limit(resource.RLIM_INFINITY)
             self._write(self._memory, RESTING, RESTING, "")

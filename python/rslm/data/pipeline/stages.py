@@ -110,7 +110,7 @@ def scout_task(plan: Plan, task: Task, first: int, *, pulse: Pulse, careful: Ran
     """
     pulse.rest()
     scout_documents(
-        inputs(plan, task.index),
+        inputs(plan, task.index, pulse=pulse),
         filter_steps(plan.config),
         first,
         skip=_skip(plan, task),
@@ -124,7 +124,8 @@ def _filter(plan: Plan, task: Task, attempt: str, pulse: Pulse, careful: Ranges)
     skipped: Counter[str] = Counter()
     steps = filter_steps(plan.config)
     started = time.process_time()
-    mark = _pass(plan, task, attempt, pulse, careful, inputs(plan, task.index, skipped), steps)
+    documents = inputs(plan, task.index, skipped, pulse)
+    mark = _pass(plan, task, attempt, pulse, careful, documents, steps)
     read = StepTally(taken=Amount(bytes=plan.shards[task.index].n_bytes))
     read.given = dataclasses.replace(mark.steps["skip"].taken)
     read.drops = {reason: Amount(documents=n) for reason, n in sorted(skipped.items())}

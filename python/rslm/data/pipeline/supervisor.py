@@ -8,6 +8,10 @@ time, however many they are, but for reading.
 
 A document is blamed at once for what only it can have done: a crash, or more time or memory than is
 allowed. SIGKILL may come from anybody, and is blamed on it the third time.
+
+Reading is limited by the clock alone: so long without a document and without a byte of input it
+may take. What stands still, or crashes, at the same document the third time costs the rest of its
+file, for nothing behind can be found without it.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from typing import Any
 from rslm.data.pipeline.documents_pass import read_skip
 from rslm.data.pipeline.marks import Mark, Task
 from rslm.data.pipeline.plan import SKIP, Plan
-from rslm.data.pipeline.pulse import N_BYTES, RESTING, Beat, begin_resting, read_beat
+from rslm.data.pipeline.pulse import N_BYTES, READ, RESTING, Beat, begin_resting, read_beat
 from rslm.data.pipeline.worker import Answer, Failure, Order
 from rslm.files import write_atomically
 
@@ -92,7 +96,7 @@ class Worker:
         assert self._process is not None
         with contextlib.suppress(BrokenPipeError):
             self._orders.send(order)
-        cause, last_count, since = "", -1, time.monotonic()
+        cause, last_seen, since = "", (-1, 0), time.monotonic()
         while True:
             if is_stopped():
                 self.close()
@@ -104,8 +108,9 @@ class Worker:
             if (code := self._process.poll()) is not None:
                 return self._autopsy(code, cause)
             beat = read_beat(self._pulse)
-            if beat.count != last_count:
-                last_count, since = beat.count, time.monotonic()
+            seen = beat.count, _bytes_read(self._process.pid) if beat.step == READ else 0
+            if seen != last_seen:
+                last_seen, since = seen, time.monotonic()
             if beat.first != RESTING and time.monotonic() - since > silence:
                 cause = "timeout"
             elif _resident_bytes(self._process.pid) > max_bytes:
@@ -157,6 +162,15 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _bytes_read(pid: int) -> int:
+    """What a process has read so far; where the system does not say, a new number each time."""
+    try:
+        line = Path(f"/proc/{pid}/io").read_text().partition("\n")[0]
+        return int(line.removeprefix("rchar:"))
+    except (OSError, ValueError):
+        return time.monotonic_ns()
+
+
 def _resident_bytes(pid: int) -> int:
     """Memory of a process, pages of mapped files included; 0 where the system does not say."""
     try:
@@ -178,7 +192,7 @@ def do_task(
     """
     config = plan.config
     careful: list[tuple[int, int]] = []
-    deaths: Counter[tuple[int, int]] = Counter()
+    deaths: Counter[tuple[int, int, bool]] = Counter()
     scout_from: int | None = None
     while True:
         attempt = uuid.uuid4().hex[:12]
@@ -198,19 +212,23 @@ def do_task(
         if outcome is None:
             scout_from = None
             continue
-        place = outcome.beat.first, outcome.beat.last
-        deaths[place] += 1
-        is_blamed = outcome.is_certain or deaths[place] >= MAX_DEATHS
-        if outcome.beat.first == RESTING:
-            if deaths[place] >= MAX_DEATHS:
-                raise ConnectionError(_why(plan, task, outcome))
-        elif outcome.beat.first < outcome.beat.last:
-            careful.append(place)
-        elif is_blamed:
+        first, last, is_reading = outcome.beat.first, outcome.beat.last, outcome.beat.step == READ
+        deaths[first, last, is_reading] += 1
+        is_last = deaths[first, last, is_reading] >= MAX_DEATHS
+        if is_last and (first == RESTING or is_reading) and not _is_of_reading(outcome):
+            raise ConnectionError(_why(plan, task, outcome))
+        if first < last:
+            careful.append((first, last))
+        elif first != RESTING and (is_last or (outcome.is_certain and not is_reading)):
             step = outcome.beat.step.partition(".")[0]
-            _add_skip(plan, task, outcome.beat.first, f"{step}_{outcome.cause}")
-        if task.stage == "filter" and outcome.beat.first != RESTING:
-            scout_from = outcome.beat.first
+            _add_skip(plan, task, first, f"{step}_{outcome.cause}")
+        if task.stage == "filter" and first != RESTING:
+            scout_from = first
+
+
+def _is_of_reading(death: Death) -> bool:
+    """Whether reading a file ended the worker: memory is that of models and all else, too."""
+    return death.beat.step == READ and death.is_certain and death.cause != "memory"
 
 
 def _add_skip(plan: Plan, task: Task, number: int, reason: str) -> None:
