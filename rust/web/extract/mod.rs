@@ -7,6 +7,7 @@ mod asides;
 mod elements;
 mod nesting;
 mod open_elements;
+mod readability;
 mod tags;
 mod workers;
 
@@ -65,28 +66,45 @@ pub fn check(page: &str, limits: &Limits) -> std::result::Result<(), Problem> {
     nesting::check(page.as_bytes(), limits)
 }
 
+/// Which implementation of the Readability algorithm reads a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Ours.
+    Fast,
+    /// `dom_smoothie`: the same texts, slower.
+    Reference,
+}
+
 /// The main text of a page, by the Readability algorithm.
 ///
 /// # Panics
 /// Where `dom_smoothie` does, which some pages with unusual characters make it do.
-fn readable_text(page: &str, limits: &Limits) -> Extracted {
+fn readable_text(page: &str, limits: &Limits, reader: Reader) -> Extracted {
     check(page, limits)?;
     let page = clean(page);
     let page = asides::without_asides(&page);
-    let config = Config {
-        text_mode: TextMode::Formatted,
-        disable_json_ld: true,
-        ..Config::default()
+    let found = match reader {
+        Reader::Fast => readability::main_text(&page),
+        Reader::Reference => None,
     };
-    let article =
-        Readability::new(page.as_ref(), None, Some(config)).and_then(|mut page| page.parse());
-    let text = article.map_or_else(
-        |_| String::new(),
-        |article| clean(&article.text_content).trim().to_owned(),
-    );
+    let text = found.unwrap_or_else(|| reference_text(&page));
+    let text = clean(&text).trim().to_owned();
     match text.len() {
         0 => Err(Problem::Empty),
         length if length > limits.max_text_bytes => Err(Problem::TooLarge),
         _ => Ok(text),
     }
+}
+
+fn reference_text(page: &str) -> String {
+    let config = Config {
+        text_mode: TextMode::Formatted,
+        disable_json_ld: true,
+        ..Config::default()
+    };
+    let article = Readability::new(page, None, Some(config)).and_then(|mut page| page.parse());
+    article.map_or_else(
+        |_| String::new(),
+        |article| article.text_content.to_string(),
+    )
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, Once, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use super::{Extracted, Limits, Problem, readable_text};
+use super::{Extracted, Limits, Problem, Reader, readable_text};
 use crate::{Error, Progress, Result};
 
 /// What recursion over a page within the limits of depth takes is far below it.
@@ -20,6 +20,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub fn extract_batch(
     pages: &[&str],
     limits: &Limits,
+    reader: Reader,
     n_threads: usize,
     progress: &mut Progress,
 ) -> Result<Vec<Extracted>> {
@@ -35,7 +36,8 @@ pub fn extract_batch(
             let Some(page) = pages.get(at) else {
                 break;
             };
-            let extracted = panic::catch_unwind(AssertUnwindSafe(|| readable_text(page, limits)));
+            let extracted =
+                panic::catch_unwind(AssertUnwindSafe(|| readable_text(page, limits, reader)));
             let extracted = extracted.unwrap_or(Err(Problem::Error));
             results.lock().unwrap_or_else(PoisonError::into_inner)[at] = extracted;
         }
