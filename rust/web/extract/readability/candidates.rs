@@ -32,8 +32,9 @@ struct Counts {
 
 impl Draft<'_> {
     /// Chooses the main element and puts it, with what belongs to it, into a `div`; returns that
-    /// and where the article is. None if the page is of a shape that only the reference follows.
-    pub fn article(&mut self, scored: &[Id], body: Id) -> Option<(Id, Id)> {
+    /// and where the article is, if anything of it is left. None if the page is of a shape that
+    /// only the reference follows.
+    pub fn article(&mut self, scored: &[Id], body: Id) -> Option<(Id, Option<Id>)> {
         let candidates = self.score(scored);
         let best = candidates
             .first()
@@ -53,8 +54,10 @@ impl Draft<'_> {
         let article = self.tree.add_element(Name::Div);
         self.fill_article(main, parent, article);
         self.clean_article(article);
+        // The whole body may have turned out to be a menu.
         let root = if best.is_some() { article } else { main };
-        Some((article, root))
+        let is_left = root == article || self.tree.parent(main).is_some();
+        Some((article, is_left.then_some(root)))
     }
 
     fn wrap_body(&mut self, body: Id) -> Id {

@@ -85,7 +85,7 @@ struct Draft<'a> {
 /// What an attempt has found.
 struct Found<'a> {
     draft: Draft<'a>,
-    root: Id,
+    root: Option<Id>,
     n_chars: usize,
 }
 
@@ -117,10 +117,8 @@ pub fn main_text(html: &str) -> Option<String> {
             break;
         }
     }
-    best.map_or_else(
-        || Some(String::new()),
-        |mut found| Some(found.draft.finish(found.root)),
-    )
+    let text = best.and_then(|mut found| found.root.map(|root| found.draft.finish(root)));
+    Some(text.unwrap_or_default())
 }
 
 fn attempt<'a>(page: &'a Page, body: Id, flags: Flags, title: &Title) -> Option<Found<'a>> {
