@@ -19,6 +19,7 @@ from rslm.data.pipeline.places import documents_before, rows_dropped
 from rslm.data.pipeline.plan import make_plan
 from rslm.data.pipeline.shards import read_shard
 from rslm.data.pipeline.steps import Decision
+from rslm.data_report import again
 from rslm.data_report.details import of_decision, positions
 from rslm.data_report.find import (
     KEPT,
@@ -29,7 +30,7 @@ from rslm.data_report.find import (
     likeness,
 )
 from rslm.data_report.links import kept_of, members_of, read_links
-from rslm.data_report.trace import DROPPED, Stop, Trace, trace
+from rslm.data_report.trace import DROPPED, Stop, Trace, trace, trace_all
 from rslm.data_report.view import PipelineView, read_view
 from rslm.data_report.way import MAX_LINES, MAX_WIDTH, difference, print_trace, result, trace_record
 from rslm.errors import FormatError
@@ -234,6 +235,33 @@ def test_documents_at_random_are_the_same_each_time_and_all_there(view: Pipeline
     assert {(way[-1].stage, way[-1].reason) for way in kept} == {("finalize", "")}
     assert kept == find_at_random(view, 5, reason=KEPT, seed=0)
     assert kept != find_at_random(view, 5, reason=KEPT, seed=1)
+
+
+def test_shards_are_read_once_for_all_documents_at_random(
+    view: PipelineView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Counter[str]()
+
+    def count(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counted(*given: Any) -> Any:
+            read[f"{name} {given[1:] or given}"] += 1
+            return function(*given)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    # All entries once to draw from, and those before the last pass once more.
+    count(type(view.report), "entries_of")
+    ways = find_at_random(view, 1000, reason=None, seed=0)
+    assert max(read.values()) == 2
+    alone = [trace(view, way) for way in ways]
+    read.clear()
+    count(again, "inputs")
+    count(again, "read_shard")
+    assert list(trace_all(view, ways)) == alone
+    assert len(read) > 3
+    assert set(read.values()) == {1}
 
 
 def test_examples_of_the_report_are_those_at_random(view: PipelineView) -> None:

@@ -93,7 +93,7 @@ class InspectOptions:
 def inspect(options: InspectOptions) -> None:
     """Prints the way of each document that is meant."""
     from rslm.data_report.find import find_at_random, find_by_id, find_by_url
-    from rslm.data_report.trace import trace
+    from rslm.data_report.trace import trace_all
     from rslm.data_report.view import read_view
     from rslm.data_report.way import print_trace, trace_record
 
@@ -112,9 +112,10 @@ def inspect(options: InspectOptions) -> None:
     else:
         assert options.random is not None
         ways = find_at_random(view, options.random, reason=options.reason, seed=options.seed)
+    traces = trace_all(view, ways)
     if options.json:
-        print_json([trace_record(trace(view, way)) for way in ways])
+        print_json([trace_record(each) for each in traces])
         return
-    for number, way in enumerate(ways):
+    for number, each in enumerate(traces):
         print("\n" * bool(number), end="")
-        print_trace(trace(view, way))
+        print_trace(each)

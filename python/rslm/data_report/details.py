@@ -13,17 +13,15 @@ from rslm.data.dedup.normalize import normalize
 from rslm.data.dedup.shingles import jaccard, make_shingles
 from rslm.data.document import Document
 from rslm.data.pipeline.config import ANY_LANGUAGE, PipelineConfig
-from rslm.data.pipeline.places import Place, documents_at
 from rslm.data.pipeline.plan import Plan
 from rslm.data.pipeline.steps import Decision
 from rslm.data.quality import Preset
 from rslm.data_report import words
-from rslm.data_report.links import kept_of, members_of
+from rslm.data_report.again import MAX_MEMBERS, Cluster, Crossing
 from rslm.data_report.measures import Measure, quality_steps
 from rslm.data_report.view import PipelineView
 from rslm.token_file import TokenFile
 
-MAX_MEMBERS = 10
 Facts = dict[str, str]
 
 
@@ -72,30 +70,26 @@ def _score(config: PipelineConfig, name: str, after: Document) -> Facts:
     return {f"score for {wanted.label}": f"{score}{must}"}
 
 
-def of_duplicates(plan: Plan, kind: str, place: Place, document: Document) -> Facts:
+def of_duplicates(plan: Plan, crossing: Crossing, cluster: Cluster, document: Document) -> Facts:
     """The cluster that a document is in, and which of its members is kept."""
-    members = members_of(plan, kind, place)
+    members, kept, documents = cluster.members, cluster.kept, cluster.documents
     if len(members) == 1:
         return {"cluster": "none: no other document is alike"}
     facts = {"cluster": f"{len(members):,} documents"}
-    kept = kept_of(plan, kind, members)
-    shown = members[:MAX_MEMBERS]
-    wanted = [*shown, kept] if kept is not None else shown
-    documents = documents_at(plan, f"{kind}.sign", wanted)
-    if kept == place:
+    if kept == crossing.place:
         facts["kept of it"] = "this one"
     elif kept is not None and kept in documents:
         facts["kept of it"] = _name(documents[kept])
-        if kind == "minhash":
+        if crossing.kind == "minhash":
             value = similarity(document, documents[kept], plan.config.minhash.options())
             threshold = plan.config.minhash.options().jaccard_threshold
             asked = "" if threshold is None else f"; pairs of at least {threshold:g} are linked"
             facts["similarity to it"] = f"{value:.3f}{asked}"
-    others = [documents[m] for m in shown if m in documents and m not in (place, kept)]
-    for number, other in enumerate(others, 1):
-        facts[f"member {number}"] = _name(other)
-    if len(members) > MAX_MEMBERS:
-        facts["members not shown"] = f"{len(members) - MAX_MEMBERS:,}"
+    shown = [m for m in cluster.shown if m in documents and m not in (crossing.place, kept)]
+    for number, member in enumerate(shown, 1):
+        facts[f"member {number}"] = _name(documents[member])
+    if len(members) > len(cluster.shown):
+        facts["members not shown"] = f"{len(members) - len(cluster.shown):,}"
     return facts
 
 

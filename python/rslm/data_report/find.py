@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rslm.data.pipeline.places import inputs
 from rslm.data.pipeline.report import Entry
@@ -89,20 +89,27 @@ def find_at_random(view: PipelineView, n: int, *, reason: str | None, seed: int)
     if not drawn:
         known = ", ".join(name for name, _ in seen.most_common())
         raise ValueError(f"reason must be one of {known or 'those of a run'}, got {reason!r}")
-    return [_whole(view, entry) for entry in drawn]
+    return _wholes(view, drawn)
 
 
-def _whole(view: PipelineView, entry: Entry) -> Way:
-    """The way of which this is the last entry, found back from there."""
-    way = [entry]
+def _wholes(view: PipelineView, drawn: Sequence[Entry]) -> list[Way]:
+    """The ways of which these are the last entries, found back from there.
+
+    The entries of a shard are read once for each pass.
+    """
+    ways = [[entry] for entry in drawn]
     passes = [stage.name for stage in view.report.passes]
-    for stage in reversed(passes[: passes.index(entry.stage)]):
-        row = way[0].number
-        before = next((e for e in view.report.entries_of(stage, entry.shard) if e.row == row), None)
-        if before is None:
-            break
-        way.insert(0, before)
-    return way
+    for stage, after in reversed(list(itertools.pairwise(passes))):
+        wanted: dict[int, dict[int, list[Way]]] = {}
+        for way in ways:
+            if way[0].stage == after:
+                rows = wanted.setdefault(way[0].shard, {})
+                rows.setdefault(way[0].number, []).append(way)
+        for shard, rows in wanted.items():
+            for entry in view.report.entries_of(stage, shard):
+                for way in rows.pop(entry.row, ()) if entry.row is not None else ():
+                    way.insert(0, entry)
+    return ways
 
 
 def follow(view: PipelineView, first: Entry) -> Way:

@@ -7,6 +7,7 @@ here four u32 (shard and row of either end), then a footer, and 48 bytes that sa
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,20 @@ Keys = npt.NDArray[np.uint64]
 def members_of(plan: Plan, kind: str, place: Place) -> list[Place]:
     """All places of the cluster of a place, ascending: itself alone where it is in none.
 
-    Reads all links of the run, 16 bytes each, as often as there are steps between members.
+    Reads all links of the run, 16 bytes each.
     """
+    return members_among(links_of(plan, kind), place)
+
+
+def links_of(plan: Plan, kind: str) -> list[Keys]:
+    """All links of the run that were found for a kind of copies."""
     join = plan.stage(f"{kind}.join")
     files = [plan.path(join.name, index, PLACES) for index in range(join.n_tasks)]
-    links = [pair for path in files if len(pair := read_links(path))]
+    return [pair for path in files if len(pair := read_links(path))]
+
+
+def members_among(links: Sequence[Keys], place: Place) -> list[Place]:
+    """The same among links that were read: they are gone through for each step between members."""
     known = np.array([_key(place)], np.uint64)
     while True:
         touched = [pair[np.isin(pair, known).any(axis=1)].ravel() for pair in links]
@@ -40,9 +50,16 @@ def members_of(plan: Plan, kind: str, place: Place) -> list[Place]:
         known = grown
 
 
-def kept_of(plan: Plan, kind: str, members: list[Place]) -> Place | None:
+def kept_of(plan: Plan, kind: str, members: Sequence[Place]) -> Place | None:
     """The member that is not dropped."""
-    dropped = {s: rows_dropped(plan, f"{kind}.cluster", s) for s in {s for s, _ in members}}
+    return kept_among(members, lambda shard: rows_dropped(plan, f"{kind}.cluster", shard))
+
+
+def kept_among(
+    members: Sequence[Place], dropped_of: Callable[[int], frozenset[int]]
+) -> Place | None:
+    """The same, by the rows that are dropped of a shard."""
+    dropped = {shard: dropped_of(shard) for shard in {shard for shard, _ in members}}
     return next((place for place in members if place[1] not in dropped[place[0]]), None)
 
 

@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from rslm.data.document import Document
-from rslm.data.pipeline.places import (
-    Place,
-    input_at,
-    masks_before,
-    rows_dropped,
-    writer_before,
-)
+from rslm.data.pipeline.places import writer_before
 from rslm.data.pipeline.plan import DOCUMENTS, PLACES
 from rslm.data.pipeline.report import Entry
-from rslm.data.pipeline.shards import read_shard
 from rslm.data.pipeline.steps import Decision, Step, filter_steps, lines_step, pii_step
+from rslm.data_report.again import Again
 from rslm.data_report.details import of_decision, of_duplicates, of_tokens
 from rslm.data_report.find import Way
 from rslm.data_report.measures import Measure
@@ -80,17 +73,27 @@ class Trace:
 
 def trace(view: PipelineView, way: Way) -> Trace:
     """What became of a document, with everything that can be found out again."""
+    return next(trace_all(view, [way]))
+
+
+def trace_all(view: PipelineView, ways: Sequence[Way]) -> Iterator[Trace]:
+    """The same of several; each shard is read once, and their documents are held together."""
+    again = Again(view, ways)
+    return (_trace(view, way, again) for way in ways)
+
+
+def _trace(view: PipelineView, way: Way, again: Again) -> Trace:
     first = way[0]
-    document, problem = _read_again(view, first)
+    document, problem = _read_again(again, first)
     stops: list[Stop] = []
     for entry in way:
         if entry.stage == "filter":
             stops += _filter_stops(view, entry, document, problem)
         else:
-            stops += _later_stops(view, entry)
+            stops += _later_stops(view, entry, again)
     last = way[-1]
     if last.row is not None and last.stage == "finalize":
-        stops += _end(view, last)
+        stops += _end(view, last, again)
     return Trace(
         id=first.id,
         shard=first.shard,
@@ -101,10 +104,10 @@ def trace(view: PipelineView, way: Way) -> Trace:
     )
 
 
-def _read_again(view: PipelineView, entry: Entry) -> tuple[Document | None, str]:
+def _read_again(again: Again, entry: Entry) -> tuple[Document | None, str]:
     """The document as it was read, or why that cannot be done again."""
     try:
-        document = input_at(view.plan, entry.shard, entry.number)
+        document = again.input(entry)
     except OSError as error:
         return None, f"the input cannot be read any more: {error.strerror}: {error.filename}"
     if document is None or document.id != entry.id:
@@ -188,31 +191,25 @@ def _stop(
     )
 
 
-def _later_stops(view: PipelineView, entry: Entry) -> Iterator[Stop]:
+def _later_stops(view: PipelineView, entry: Entry, again: Again) -> Iterator[Stop]:
     """What deduplication and masking did with a document that the first pass wrote."""
-    plan = view.plan
-    writer = writer_before(plan, entry.stage)
-    shard = read_shard(plan.path(writer, entry.shard, DOCUMENTS))
-    document = next(islice(shard, entry.number, None))
+    writer = writer_before(view.plan, entry.stage)
+    document = again.written(writer, entry.shard, entry.number)
     if entry.step == "skip":
         yield _as_recorded(entry, "not taken once more, since it ended a worker")
         return
-    row = entry.number
-    for mask in masks_before(plan, entry.stage):
-        kind = mask.partition(".")[0]
-        dropped = rows_dropped(plan, mask, entry.shard)
-        place: Place = (entry.shard, row)
+    for crossing in again.crossings(entry):
         yield Stop(
-            stage=mask,
-            step=kind,
-            verdict=DROPPED if row in dropped else KEPT,
-            reason=entry.reason if row in dropped else "",
-            facts=of_duplicates(plan, kind, place, document),
+            stage=crossing.mask,
+            step=crossing.kind,
+            verdict=DROPPED if crossing.is_dropped else KEPT,
+            reason=entry.reason if crossing.is_dropped else "",
+            facts=of_duplicates(view.plan, crossing, again.cluster(crossing), document),
         )
-        if row in dropped:
+        if crossing.is_dropped:
             return
-        row -= sum(other < row for other in dropped)
-    yield from _take(view, entry, document, _steps_after(view, entry, row))
+    steps = _steps_after(view, entry, again.row_before(entry))
+    yield from _take(view, entry, document, steps)
 
 
 def _steps_after(view: PipelineView, entry: Entry, row: int) -> dict[str, Step]:
@@ -228,11 +225,11 @@ def _steps_after(view: PipelineView, entry: Entry, row: int) -> dict[str, Step]:
     return {} if config.pii.preset is None else {"pii": pii_step(config.pii.preset)}
 
 
-def _end(view: PipelineView, entry: Entry) -> Iterator[Stop]:
+def _end(view: PipelineView, entry: Entry, again: Again) -> Iterator[Stop]:
     """Where the text lies that is left, and its tokens."""
     assert entry.row is not None
     path = view.plan.path(entry.stage, entry.shard, DOCUMENTS)
-    document = next(islice(read_shard(path), entry.row, None))
+    document = again.written(entry.stage, entry.shard, entry.row)
     yield Stop(
         stage=entry.stage,
         step="written",

@@ -71,11 +71,6 @@ def _unreadable(plan: Plan, shard: int) -> frozenset[int]:
     return frozenset(n for n, reason in skip.items() if reason.startswith(f"{READ}_"))
 
 
-def input_at(plan: Plan, shard: int, number: int) -> Document | None:
-    """The document of a number; None where the shard has no more so many."""
-    return next(islice(inputs(plan, shard), number, None), None)
-
-
 def writer_before(plan: Plan, stage: str) -> str:
     """The last stage before one that wrote documents."""
     return [name for name in _names_before(plan, stage) if name in PASSES][-1]
