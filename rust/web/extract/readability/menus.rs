@@ -25,11 +25,11 @@ struct Summary {
     n_items: u32,
     n_inputs: u32,
     n_embeds: u32,
-    has_video: bool,
-    has_data_table: bool,
-    has_pre: bool,
-    /// Text in an element for text.
-    has_textish: bool,
+    n_videos: u32,
+    n_data_tables: u32,
+    n_pres: u32,
+    /// Elements for text that hold some.
+    n_textish: u32,
     /// Characters of all lists and of all headings, each for itself.
     list_chars: usize,
     heading_chars: usize,
@@ -46,10 +46,10 @@ impl Summary {
         self.n_items += inner.n_items;
         self.n_inputs += inner.n_inputs;
         self.n_embeds += inner.n_embeds;
-        self.has_video |= inner.has_video;
-        self.has_data_table |= inner.has_data_table;
-        self.has_pre |= inner.has_pre;
-        self.has_textish |= inner.has_textish;
+        self.n_videos += inner.n_videos;
+        self.n_data_tables += inner.n_data_tables;
+        self.n_pres += inner.n_pres;
+        self.n_textish += inner.n_textish;
         self.list_chars += inner.list_chars;
         self.heading_chars += inner.heading_chars;
     }
@@ -134,25 +134,24 @@ impl Draft<'_> {
     fn leave(&self, walk: &mut Walk, id: Id, summary: &mut Summary) {
         let name = self.tree.name(id);
         let n_chars = summary.count.n_chars();
-        if name == Name::A {
-            if let Some(link) = walk.open_links.pop() {
-                walk.links[link].0 = n_chars;
-            }
+        let link = (name == Name::A).then(|| walk.open_links.pop());
+        if let Some(link) = link.flatten() {
+            walk.links[link].0 = n_chars;
         }
         let is_data_table = self.tree.node(id).is_data_table;
         walk.n_data_tables -= usize::from(is_data_table);
         walk.n_figures -= usize::from(name == Name::Figure);
-        summary.has_data_table |= is_data_table;
+        summary.n_data_tables += u32::from(is_data_table);
         summary.n_images += u32::from(name == Name::Img);
         summary.n_paragraphs += u32::from(name == Name::P);
         summary.n_items += u32::from(name == Name::Li);
         summary.n_inputs += u32::from(name == Name::Input);
-        summary.has_pre |= name == Name::Pre;
-        summary.has_textish |= name.is_textish() && n_chars > 0;
+        summary.n_pres += u32::from(name == Name::Pre);
+        summary.n_textish += u32::from(name.is_textish() && n_chars > 0);
         if name.is_embed() {
             summary.n_embeds += 1;
             let mut attributes = self.page.attributes(&self.tree, id).iter();
-            summary.has_video |= attributes.any(|one| words::is_video(&one.value));
+            summary.n_videos += u32::from(attributes.any(|one| words::is_video(&one.value)));
         }
         if matches!(name, Name::Ul | Name::Ol) {
             summary.list_chars += n_chars;
@@ -164,14 +163,14 @@ impl Draft<'_> {
 
     fn is_menu(&mut self, walk: &Walk, id: Id, summary: &Summary) -> bool {
         // The element itself is among those that are open.
-        if summary.has_data_table || walk.n_data_tables > 0 {
+        if summary.n_data_tables > 0 || walk.n_data_tables > 0 {
             return false;
         }
         let weight = self.class_weight(id);
         if weight < 0.0 {
-            return !summary.has_pre;
+            return summary.n_pres == 0;
         }
-        if summary.n_ascii_commas >= MIN_COMMAS || summary.has_video {
+        if summary.n_ascii_commas >= MIN_COMMAS || summary.n_videos > 0 {
             return false;
         }
         let n_chars = summary.count.n_chars();
@@ -191,9 +190,9 @@ impl Draft<'_> {
     }
 
     fn first_letter(&self, id: Id) -> Option<char> {
-        let texts = self.tree.descendants(id);
+        let mut texts = self.tree.descendants(id);
         let full = |at| self.page.text(&self.tree, at).filter(|text| !text.is_blank);
-        let text = texts.filter_map(full).next()?;
+        let text = texts.find_map(full)?;
         text.content.trim_start().chars().next()
     }
 
@@ -246,5 +245,5 @@ fn looks_like_menu(
         || weight >= GOOD_WEIGHT && density > 0.5
         || summary.n_embeds == 1 && n_chars < EMBED_CHARS
         || summary.n_embeds > 1
-        || n_images == 0 && !summary.has_textish
+        || n_images == 0 && summary.n_textish == 0
 }

@@ -137,3 +137,41 @@ fn attempt<'a>(page: &'a Page, body: Id, flags: Flags, title: &Title) -> Option<
         n_chars,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::main_text;
+    use crate::web::extract::reference_text;
+
+    const SENTENCE: &str = "Some words, of a sentence, that is long enough to count. ";
+
+    #[test]
+    fn texts_are_those_of_the_reference() {
+        let long = SENTENCE.repeat(9);
+        for page in [
+            "",
+            "<frameset>",
+            &long,
+            &format!("<div><p>{long}</div><div class=sidebar><p>{long}</div>"),
+            &format!("<p>{long}<ul><li><a href=x>{SENTENCE}</a><li>x</ul><table><td>x</table>"),
+            &format!("<div>{SENTENCE}<br><br>{SENTENCE}<br>x<br> <br/>{long}</div>"),
+            &format!("<img src=a.gif><noscript><img src=b.gif></noscript><p>{long}"),
+            &format!("<p class=byline>A. Person</p><h1>x</h1><pre>  a\n  b</pre><p>{long}"),
+            &format!("<form><input><input>{SENTENCE}</form><section hidden>x</section>{long}"),
+            &format!("<table><tr><th>a<td>b<tr><td colspan=9>c</table><p>{long}</p>d"),
+        ] {
+            assert_eq!(main_text(page), Some(reference_text(page)), "{page}");
+        }
+    }
+
+    #[test]
+    fn pages_with_marks_of_the_reference_are_left_to_it() {
+        for page in [
+            "<object></object>",
+            "<p id=readability-page-1>x",
+            "<p DATA-Readability-Score=1>x",
+        ] {
+            assert_eq!(main_text(page), None, "{page}");
+        }
+    }
+}

@@ -179,3 +179,27 @@ pub fn share(in_links: f32, n_chars: impl FnOnce() -> usize) -> f32 {
         n_chars => in_links / n_chars as f32,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_counts_once_wherever_a_text_is_cut() {
+        for text in ["", " ", "a", "  a  b ", "a\u{3000} \n b", "é  "] {
+            let expected = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let n_chars = expected.chars().count();
+            assert_eq!(Count::of(text).n_chars(), n_chars, "{text:?}");
+            for (first, _) in text.char_indices().skip(1) {
+                for (second, _) in text.char_indices().filter(|cut| cut.0 > first) {
+                    let parts = [&text[..first], &text[first..second], &text[second..]];
+                    let mut count = Count::default();
+                    for part in parts {
+                        count.add(Count::of(part));
+                    }
+                    assert_eq!(count.n_chars(), n_chars, "{parts:?}");
+                }
+            }
+        }
+    }
+}

@@ -174,10 +174,9 @@ fn fill_paragraph(page: &mut Page, paragraph: Id) {
         }
         tree.remove(last);
     }
-    if let Some(parent) = tree.parent(paragraph) {
-        if tree.name(parent) == Name::P {
-            tree.node_mut(parent).name = Name::Div;
-        }
+    let parent = tree.parent(paragraph);
+    if let Some(parent) = parent.filter(|&parent| tree.name(parent) == Name::P) {
+        tree.node_mut(parent).name = Name::Div;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The title of a page, and whether its head names an author.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use html5ever::local_name;
 use rustc_hash::FxHashMap;
@@ -51,6 +52,7 @@ const TITLE_KEYS: [&str; 8] = [
     "parsely-title",
 ];
 const AUTHOR_KEYS: [&str; 4] = ["dc:creator", "dcterms:creator", "author", "parsely-author"];
+const TITLE_CHARS: RangeInclusive<usize> = 15..=150;
 /// A heading that has more of the title in it says nothing new.
 const MIN_SIMILARITY: f64 = 0.75;
 
@@ -190,10 +192,9 @@ fn title_of(page: &Page) -> String {
         if let Some(part) = before_last_separator(original) {
             part.clone_into(&mut title);
         }
-        if n_words(&title) < 3 {
-            if let Some(part) = behind_first_separator(original) {
-                part.clone_into(&mut title);
-            }
+        let behind_first = behind_first_separator(original);
+        if let Some(part) = behind_first.filter(|_| n_words(&title) < 3) {
+            part.clone_into(&mut title);
         }
     } else if original.contains(": ") {
         let is_title = |&id: &Id| page.whole_text(tree, id).trim() == original;
@@ -201,10 +202,8 @@ fn title_of(page: &Page) -> String {
         if !headings.iter().any(is_title) {
             without_section(original).clone_into(&mut title);
         }
-    } else if !(15..=150).contains(&original.chars().count()) {
-        if let Some(heading) = tree.named(ROOT, |name| name == Name::H1).first() {
-            title = page.whole_text(tree, *heading);
-        }
+    } else if let Some(heading) = heading_instead(page, original) {
+        title = heading;
     }
     let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
     let n_original: usize = original.split(SEPARATORS).map(n_words).sum();
@@ -213,6 +212,16 @@ fn title_of(page: &Page) -> String {
         return original.to_owned();
     }
     title
+}
+
+/// The first heading, where the title is too short or too long to be one.
+fn heading_instead(page: &Page, title: &str) -> Option<String> {
+    if TITLE_CHARS.contains(&title.chars().count()) {
+        return None;
+    }
+    let headings = page.tree.named(ROOT, |name| name == Name::H1);
+    let first = headings.first()?;
+    Some(page.whole_text(&page.tree, *first))
 }
 
 fn without_section(title: &str) -> &str {
@@ -249,4 +258,58 @@ fn behind_first_separator(title: &str) -> Option<&str> {
         .find(|(_, letter)| SEPARATORS.contains(letter))?;
     let behind = &title[at + separator.len_utf8()..];
     behind.starts_with(' ').then(|| behind.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::parse;
+    use super::*;
+
+    fn title(html: &str) -> String {
+        title_of(&parse(html))
+    }
+
+    #[test]
+    fn the_name_of_the_site_goes() {
+        for (html, expected) in [
+            (
+                "<title>Of rivers and of their hills - Site</title>",
+                "Of rivers and of their hills",
+            ),
+            ("<title>Of rivers | Site</title>", "Of rivers | Site"),
+            (
+                "<title>Site: of rivers and of their hills</title>",
+                "of rivers and of their hills",
+            ),
+            ("<title>A: b</title><h1>A: b</h1>", "A: b"),
+            (
+                "<title>Short</title><h1>A heading of five words</h1>",
+                "A heading of five words",
+            ),
+            ("<p>none</p>", ""),
+        ] {
+            assert_eq!(title(html), expected, "{html}");
+        }
+    }
+
+    #[test]
+    fn headings_are_compared_by_words() {
+        let title = Title::new("Of rivers and of hills");
+        assert!(title.is_like("of RIVERS"));
+        assert!(title.is_like("Hills of rivers, and"));
+        assert!(!title.is_like("Of lakes and of seas"));
+        assert!(!title.is_like("..."));
+        assert!(!title.is_like(""));
+    }
+
+    #[test]
+    fn what_the_head_says_comes_first() {
+        let head = |meta: &str| read_head(&parse(&format!("{meta}<title>Title</title>")));
+        let said = head("<meta property='x og:title' content=' A &amp;amp; b '>");
+        assert_eq!((&*said.title.lower, said.has_author), ("a & b", false));
+        assert!(head("<meta name='DC.creator' content=x>").has_author);
+        assert!(head("<meta property=article:author content=x>").has_author);
+        assert!(!head("<meta property=article:author content='https://x'>").has_author);
+        assert!(!head("<meta name=author content=' '>").has_author);
+    }
 }

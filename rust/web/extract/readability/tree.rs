@@ -263,3 +263,59 @@ impl Tree {
 fn some(id: Id) -> Option<Id> {
     (id != NONE).then_some(id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A `div` with three paragraphs, the second of which holds a link.
+    fn small() -> (Tree, [Id; 5]) {
+        let mut tree = Tree::default();
+        let names = [Name::Div, Name::P, Name::P, Name::A, Name::P];
+        let ids = names.map(|name| tree.add_element(name));
+        tree.append(ROOT, ids[0]);
+        for at in [1, 2, 4] {
+            tree.append(ids[0], ids[at]);
+        }
+        tree.append(ids[2], ids[3]);
+        (tree, ids)
+    }
+
+    fn all(tree: &Tree) -> Vec<Id> {
+        tree.descendants(ROOT).collect()
+    }
+
+    #[test]
+    fn walks_are_in_the_order_of_the_page() {
+        let (tree, [div, first, second, link, third]) = small();
+        assert_eq!(all(&tree), [div, first, second, link, third]);
+        assert_eq!(tree.descendants(second).collect::<Vec<_>>(), [link]);
+        assert_eq!(tree.descendants(first).count(), 0);
+        assert_eq!(
+            tree.ancestors(link).collect::<Vec<_>>(),
+            [second, div, ROOT]
+        );
+        assert_eq!(tree.element_behind(link), Some(third));
+        assert_eq!(tree.element_after(second), Some(link));
+        assert_eq!(tree.element_after(third), None);
+    }
+
+    #[test]
+    fn moves_keep_both_directions() {
+        let (mut tree, [div, first, second, link, third]) = small();
+        tree.insert_before(first, third);
+        assert_eq!(all(&tree), [div, third, first, second, link]);
+        tree.replace(first, link);
+        assert_eq!(all(&tree), [div, third, link, second]);
+        tree.replace(link, link);
+        tree.move_children(div, second);
+        assert_eq!(tree.first(div), None);
+        tree.append(div, second);
+        tree.remove(third);
+        tree.remove(third);
+        assert_eq!(all(&tree), [div, second, link]);
+        let back: Vec<Id> =
+            std::iter::successors(tree.last(second), |&id| tree.previous(id)).collect();
+        assert_eq!(back, [link]);
+    }
+}
