@@ -136,6 +136,9 @@ mod _rslm {
     use super::web::extract::{extract_readable, page_problem};
     #[cfg(feature = "web")]
     #[pymodule_export]
+    use super::web::fasttext::FastText;
+    #[cfg(feature = "web")]
+    #[pymodule_export]
     use super::web::pages::{clean_controls, decode_bytes, read_text_row, unpack_member};
     #[cfg(feature = "web")]
     #[pymodule_export]

@@ -9,6 +9,7 @@
 //! - `decode`, `extract`: bytes of a page -> its text -> its main text,
 //! - `segment`: words and sentences (UAX #29), cut once for all rules,
 //! - `quality`, `pii`: the named recipes,
+//! - `fasttext`: languages and classes of texts, by models of fastText,
 //! - `url_filter`: lists of addresses and words,
 //! - `decontaminate`: n-grams of evaluation sets, found in text,
 //! - `dedup`: repeated lines, equal documents, near-duplicates, in bounded memory.
@@ -18,6 +19,7 @@ pub mod decode;
 pub mod decontaminate;
 pub mod dedup;
 pub mod extract;
+pub mod fasttext;
 pub mod pii;
 pub mod quality;
 pub mod rows;

@@ -3,6 +3,7 @@
 pub mod decontaminate;
 pub mod dedup;
 pub mod extract;
+pub mod fasttext;
 pub mod pages;
 pub mod pii;
 pub mod quality;
