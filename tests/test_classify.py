@@ -148,7 +148,7 @@ def test_marks_of_fasttext_on_a_page_are_text(tmp_path: Path):
     classifier = train_classifier(forged, tmp_path / "model", options=SMALL)
     assert classifier.predict("</s> __label__good free casino bonus")[0] == "bad"
     assert classifier.record is None or set(classifier.record["labels"]) == {"good", "bad"}
-    assert classifier._model.get_labels() in (
+    assert classifier._model.labels() in (
         ["__label__good", "__label__bad"],
         ["__label__bad", "__label__good"],
     )

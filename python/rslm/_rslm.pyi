@@ -15,6 +15,7 @@ __all__ = [
     "VERSION",
     "CountsReader",
     "EncodeIterator",
+    "FastText",
     "NgramIndex",
     "ShardWriter",
     "StreamDecoder",
@@ -164,6 +165,22 @@ class NgramIndex:
     def n_ngrams(self) -> int: ...
     @property
     def n_skipped(self) -> int: ...
+
+@final
+class FastText:
+    """A supervised fastText model; see `rslm.data.language` and `rslm.data.classify`."""
+
+    def __new__(cls, path: _StrPath) -> FastText:
+        """Of a file."""
+
+    def labels(self) -> list[str]:
+        """The labels, in the order of their numbers."""
+
+    def predict(self, texts: Sequence[str], n_threads: int) -> list[tuple[int, float] | None]:
+        """(number of the likeliest label, its score) for each text; None where there is none."""
+
+    def scores(self, texts: Sequence[str], label: int, n_threads: int) -> list[float]:
+        """The score of one label for each text."""
 
 @final
 class UrlLists:

@@ -10,7 +10,7 @@ use super::super::{run, text_of};
 use crate::web::batch::map_in_parallel;
 use crate::web::fasttext;
 
-/// A supervised fastText model; see `rslm.data.fasttext_file`.
+/// A supervised fastText model; see `rslm.data.language` and `rslm.data.classify`.
 #[pyclass(frozen)]
 pub struct FastText(fasttext::FastText);
 

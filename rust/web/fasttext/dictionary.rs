@@ -4,6 +4,7 @@
 //! Source: `dictionary.cc` of fastText 0.9.2.
 
 use super::Arguments;
+use super::short_words::{LONG, ShortWords, Word, Words};
 
 const BASIS: u32 = 2166136261;
 const PRIME: u32 = 16777619;
@@ -14,6 +15,10 @@ const LABEL: &[u8] = b"__label__";
 const MAX_PROBES: usize = 1000;
 /// A bit for each bucket of a pruned model: 32 MB.
 const MAX_BITS: u32 = 1 << 28;
+/// Rows that are added at a time.
+const GROUP: usize = 256;
+/// Words that are found before the first of them is looked up.
+const N_AHEAD: usize = 16;
 
 /// Words and buckets with their rows.
 pub struct Dictionary {
@@ -21,7 +26,7 @@ pub struct Dictionary {
     minn: usize,
     maxn: usize,
     bucket: Divisor,
-    words: Words,
+    words: Vocabulary,
     /// Rows of each word that the model knows, one word's behind the other's.
     rows: Vec<u32>,
     ends: Vec<usize>,
@@ -62,18 +67,18 @@ impl Dictionary {
             minn: arguments.minn,
             maxn: arguments.maxn,
             bucket: Divisor::new(arguments.bucket.max(1)),
-            words: Words::new(&entries)?,
+            words: Vocabulary::new(&entries)?,
             rows: Vec::new(),
             ends: Vec::with_capacity(words.len()),
             n_words: words.len() as u32,
             buckets,
         };
-        let mut marked = Vec::new();
+        let mut scratch = Scratch::default();
         for (row, word) in words.iter().enumerate() {
             let mut rows = std::mem::take(&mut dictionary.rows);
             rows.push(row as u32);
             if word != END {
-                dictionary.push_ngrams(word, &mut marked, &mut rows);
+                dictionary.push_ngrams(word, &mut scratch, &mut rows);
             }
             dictionary.ends.push(rows.len());
             dictionary.rows = rows;
@@ -81,78 +86,157 @@ impl Dictionary {
         Ok(dictionary)
     }
 
-    /// Gives `take` all rows of a text, in fastText's order, some thousands at a time.
+    /// Gives `take` all rows of a text, in fastText's order, some hundreds at a time, and tells
+    /// `near` some of them before.
     ///
     /// A line end is a blank like others. What fastText takes for a mark is to be made text of
     /// before, by [`super::one_line`].
-    pub fn for_rows(&self, text: &[u8], mut take: impl FnMut(&[u32])) {
-        const GROUP: usize = 4096;
-        let (mut rows, mut marked, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
-        let tokens = Tokens { text, at: 0 };
-        for (token, hash) in tokens.chain(std::iter::once((END, hash_of(END)))) {
-            let is_word = match self.words.find(token, hash) {
-                Some(word) if word < self.n_words => {
-                    let word = word as usize;
-                    let start = if word == 0 { 0 } else { self.ends[word - 1] };
-                    rows.extend_from_slice(&self.rows[start..self.ends[word]]);
-                    true
-                }
-                Some(_) => false,
-                None => {
-                    let is_label = token.starts_with(LABEL);
-                    if !is_label && token != END {
-                        self.push_ngrams(token, &mut marked, &mut rows);
-                    }
-                    !is_label
-                }
-            };
-            if is_word && self.word_ngrams > 1 {
-                hashes.push(hash as i32);
-            }
-            if rows.len() >= GROUP {
-                take(&rows);
+    pub fn for_rows(
+        &self,
+        text: &[u8],
+        scratch: &mut Scratch,
+        near: impl Fn(&[u32]),
+        mut take: impl FnMut(&[u32]),
+    ) {
+        let mut rows = std::mem::take(&mut scratch.rows);
+        let mut hashes = std::mem::take(&mut scratch.hashes);
+        let mut flush = |rows: &mut Vec<u32>, at_least: usize| {
+            if rows.len() >= at_least {
+                take(rows);
                 rows.clear();
             }
+        };
+        let mut ahead = [Word::default(); N_AHEAD];
+        let mut words = Words::of(text);
+        loop {
+            // Their places are on the way while others are looked at.
+            let mut n_ahead = 0;
+            for (place, word) in ahead.iter_mut().zip(&mut words) {
+                scratch.short_words.prefetch(word.key);
+                *place = word;
+                n_ahead += 1;
+            }
+            let n_before = rows.len();
+            for word in &ahead[..n_ahead] {
+                let hash = self.push_known(text, word, scratch, &mut rows);
+                hashes.extend(hash.filter(|_| self.word_ngrams > 1));
+            }
+            near(&rows[n_before..]);
+            flush(&mut rows, GROUP);
+            if n_ahead < N_AHEAD {
+                break;
+            }
         }
+        let hash = self.push_word(END, scratch, &mut rows);
+        hashes.extend(hash.filter(|_| self.word_ngrams > 1));
         for (at, &first) in hashes.iter().enumerate() {
-            // Both are widened with their signs.
-            let mut hash = i64::from(first) as u64;
+            // Widened with their signs.
+            let mut hash = widened(first);
             for &next in hashes[at + 1..].iter().take(self.word_ngrams - 1) {
-                hash = hash
-                    .wrapping_mul(116049371)
-                    .wrapping_add(i64::from(next) as u64);
+                hash = hash.wrapping_mul(116049371).wrapping_add(widened(next));
                 let bucket = (hash % u64::from(self.bucket.divisor)) as u32;
                 self.push_bucket(bucket, &mut rows);
             }
-            if rows.len() >= GROUP {
-                take(&rows);
-                rows.clear();
-            }
+            flush(&mut rows, GROUP);
         }
-        take(&rows);
+        flush(&mut rows, 0);
+        hashes.clear();
+        (scratch.rows, scratch.hashes) = (rows, hashes);
+    }
+
+    /// Rows of a word of a text, perhaps from its place; its hash, if it is no label.
+    fn push_known(
+        &self,
+        text: &[u8],
+        word: &Word,
+        scratch: &mut Scratch,
+        rows: &mut Vec<u32>,
+    ) -> Option<u32> {
+        let bytes = &text[word.start..word.end];
+        if word.key == LONG {
+            return self.push_word(bytes, scratch, rows);
+        }
+        let place = scratch.short_words.place_of(word.key);
+        if place.holds(word.key) {
+            place.push_rows(rows);
+            return Some(place.hash);
+        }
+        let n_before = rows.len();
+        let hash = self.push_word(bytes, scratch, rows)?;
+        let place = scratch.short_words.place_of(word.key);
+        place.fill(word.key, hash, &rows[n_before..]);
+        Some(hash)
+    }
+
+    /// Rows of a word; its hash, if it is no label.
+    fn push_word(&self, word: &[u8], scratch: &mut Scratch, rows: &mut Vec<u32>) -> Option<u32> {
+        let hash = hash_of(word);
+        match self.words.find(word, hash) {
+            Some(number) if number < self.n_words => {
+                let number = number as usize;
+                let start = if number == 0 {
+                    0
+                } else {
+                    self.ends[number - 1]
+                };
+                rows.extend_from_slice(&self.rows[start..self.ends[number]]);
+            }
+            Some(_) => return None,
+            None if word.starts_with(LABEL) => return None,
+            None if word == END => {}
+            None => self.push_ngrams(word, scratch, rows),
+        }
+        Some(hash)
     }
 
     fn push_bucket(&self, bucket: u32, rows: &mut Vec<u32>) {
         match &self.buckets {
             Buckets::All => rows.push(self.n_words + bucket),
             Buckets::None => {}
-            Buckets::Pruned(pruned) => rows.extend(pruned.row(bucket)),
+            Buckets::Pruned(pruned) => pruned.push_rows(&[bucket], rows),
         }
     }
 
     /// Rows of the n-grams of a word's characters, with a mark at both ends.
-    fn push_ngrams(&self, word: &[u8], marked: &mut Vec<u8>, rows: &mut Vec<u32>) {
+    fn push_ngrams(&self, word: &[u8], scratch: &mut Scratch, rows: &mut Vec<u32>) {
         if self.maxn == 0 || matches!(self.buckets, Buckets::None) {
             return;
         }
+        let Scratch {
+            marked, buckets, ..
+        } = scratch;
         marked.clear();
         marked.push(b'<');
         marked.extend_from_slice(word);
         marked.push(b'>');
-        for_ngrams(marked, self.minn, self.maxn, |hash| {
-            self.push_bucket(self.bucket.rest(hash), rows);
-        });
+        // Hashes of a whole word first: none waits for whether another has a row.
+        buckets.clear();
+        let take = |hash| buckets.push(self.bucket.rest(hash));
+        if word.is_ascii() {
+            for_ascii_ngrams(marked, self.minn, self.maxn, take);
+        } else {
+            for_ngrams(marked, self.minn, self.maxn, take);
+        }
+        match &self.buckets {
+            Buckets::All => rows.extend(buckets.iter().map(|bucket| self.n_words + bucket)),
+            Buckets::None => {}
+            Buckets::Pruned(pruned) => pruned.push_rows(buckets, rows),
+        }
     }
+}
+
+/// What is used again from text to text.
+#[derive(Default)]
+pub struct Scratch {
+    short_words: ShortWords,
+    marked: Vec<u8>,
+    buckets: Vec<u32>,
+    rows: Vec<u32>,
+    hashes: Vec<u32>,
+}
+
+fn widened(hash: u32) -> u64 {
+    i64::from(hash.cast_signed()).cast_unsigned()
 }
 
 /// Gives `take` the hashes of n-grams of characters; of single ones, not the first and last.
@@ -179,6 +263,24 @@ fn for_ngrams(word: &[u8], minn: usize, maxn: usize, mut take: impl FnMut(u32)) 
     }
 }
 
+/// The same for a word whose characters are bytes: three times faster.
+fn for_ascii_ngrams(word: &[u8], minn: usize, maxn: usize, mut take: impl FnMut(u32)) {
+    for start in 0..word.len() {
+        let mut bytes = word[start..].iter().take(maxn);
+        let Some(&first) = bytes.next() else { continue };
+        let mut hash = step(BASIS, first);
+        if minn <= 1 && start > 0 && start + 1 < word.len() {
+            take(hash);
+        }
+        for (n, &byte) in (2..).zip(bytes) {
+            hash = step(hash, byte);
+            if n >= minn {
+                take(hash);
+            }
+        }
+    }
+}
+
 /// Whether a byte goes on with a character of UTF-8.
 fn is_inside(byte: u8) -> bool {
     byte & 0xC0 == 0x80
@@ -193,46 +295,15 @@ fn hash_of(word: &[u8]) -> u32 {
     word.iter().fold(BASIS, |hash, &byte| step(hash, byte))
 }
 
-pub fn is_blank(byte: u8) -> bool {
-    byte <= b' ' && (1_u64 << byte) & BLANKS != 0
-}
-
-/// Blank, line end, carriage return, tab, vertical tab, form feed and NUL.
-const BLANKS: u64 = 1 << 32 | 1 << 10 | 1 << 13 | 1 << 9 | 1 << 11 | 1 << 12 | 1;
-
-/// Words between blanks, each with its hash.
-struct Tokens<'a> {
-    text: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Iterator for Tokens<'a> {
-    type Item = (&'a [u8], u32);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while is_blank(*self.text.get(self.at)?) {
-            self.at += 1;
-        }
-        let (start, mut hash) = (self.at, BASIS);
-        while let Some(&byte) = self.text.get(self.at)
-            && !is_blank(byte)
-        {
-            hash = step(hash, byte);
-            self.at += 1;
-        }
-        Some((&self.text[start..self.at], hash))
-    }
-}
-
 /// Words by their hashes: open addressing, the last of equal words.
-struct Words {
+struct Vocabulary {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     /// (hash, number + 1).
     places: Vec<(u32, u32)>,
 }
 
-impl Words {
+impl Vocabulary {
     fn new(entries: &[&[u8]]) -> Result<Self, &'static str> {
         let mut words = Self {
             bytes: entries.concat(),
@@ -270,14 +341,18 @@ impl Words {
     }
 
     fn word(&self, number: usize) -> &[u8] {
-        let start = if number == 0 { 0 } else { self.ends[number - 1] };
+        let start = if number == 0 {
+            0
+        } else {
+            self.ends[number - 1]
+        };
         &self.bytes[start..self.ends[number]]
     }
 }
 
 /// A bit for each bucket that is left, and the rows of these in order.
 struct Pruned {
-    bits: Vec<u64>,
+    bits: Vec<u32>,
     /// How many bits are set before each word of bits.
     before: Vec<u32>,
     rows: Vec<u32>,
@@ -295,9 +370,9 @@ impl Pruned {
         left.reverse();
         left.dedup_by_key(|&mut (own, _)| own);
         left.reverse();
-        let mut bits = vec![0_u64; bucket.div_ceil(64) as usize];
+        let mut bits = vec![0_u32; bucket.div_ceil(32) as usize];
         for &(own, _) in &left {
-            bits[own as usize / 64] |= 1 << (own % 64);
+            bits[own as usize / 32] |= 1 << (own % 32);
         }
         let mut n_before = 0;
         let before = bits
@@ -312,14 +387,26 @@ impl Pruned {
         Self { bits, before, rows }
     }
 
-    fn row(&self, bucket: u32) -> Option<u32> {
-        let (at, bit) = (bucket as usize / 64, bucket % 64);
-        let bits = self.bits[at] >> bit;
-        if bits & 1 == 0 {
-            return None;
+    /// Rows of those of the buckets that are left.
+    fn push_rows(&self, buckets: &[u32], rows: &mut Vec<u32>) {
+        const SHARE: usize = 32;
+        for share in buckets.chunks(SHARE) {
+            // Without a branch for each: one in ten is left, and nothing foretells which.
+            let (mut left, mut n_left) = ([0; SHARE], 0);
+            for &bucket in share {
+                left[n_left % SHARE] = bucket;
+                let bits = self.bits[bucket as usize / 32];
+                n_left += (bits >> (bucket % 32) & 1) as usize;
+            }
+            rows.extend(left[..n_left].iter().map(|&bucket| self.row(bucket)));
         }
+    }
+
+    /// The row of a bucket that is left.
+    fn row(&self, bucket: u32) -> u32 {
+        let (at, bit) = (bucket as usize / 32, bucket % 32);
         let below = (self.bits[at] & ((1 << bit) - 1)).count_ones();
-        Some(self.rows[(self.before[at] + below) as usize])
+        self.rows[(self.before[at] + below) as usize]
     }
 }
 
@@ -343,5 +430,69 @@ impl Divisor {
     fn rest(&self, number: u32) -> u32 {
         let fraction = self.inverse.wrapping_mul(u64::from(number));
         ((u128::from(fraction) * u128::from(self.divisor)) >> 64) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rest_is_that_of_a_division() {
+        for divisor in [1, 2, 3, 7, 300, 2_000_000, u32::MAX - 1, u32::MAX] {
+            let own = Divisor::new(divisor);
+            for number in [0, 1, 2, 299, 300, 12_345_678, u32::MAX - 1, u32::MAX] {
+                assert_eq!(own.rest(number), number % divisor);
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_signed_to_the_hash() {
+        assert_eq!(hash_of(b""), BASIS);
+        assert_eq!(hash_of(b"a"), 0xE40C_292C);
+        assert_eq!(hash_of("é".as_bytes()), {
+            let first = (BASIS ^ 0xFFFF_FFC3).wrapping_mul(PRIME);
+            (first ^ 0xFFFF_FFA9).wrapping_mul(PRIME)
+        });
+    }
+
+    #[test]
+    fn ngrams_of_bytes_are_those_of_characters() {
+        for word in ["<>", "<a>", "<word>", "<of-16-or-more-characters>"] {
+            for (minn, maxn) in [(0, 0), (0, 1), (1, 1), (1, 3), (2, 4), (5, 2), (3, 64)] {
+                let (mut quick, mut plain) = (Vec::new(), Vec::new());
+                for_ascii_ngrams(word.as_bytes(), minn, maxn, |hash| quick.push(hash));
+                for_ngrams(word.as_bytes(), minn, maxn, |hash| plain.push(hash));
+                assert_eq!(quick, plain, "{word} {minn} {maxn}");
+            }
+        }
+    }
+
+    #[test]
+    fn buckets_that_are_left_have_the_last_of_their_rows() {
+        let pairs = [
+            (70, 0),
+            (3, 1),
+            (-1, 9),
+            (100, 9),
+            (70, 2),
+            (64, 3),
+            (99, 4),
+        ];
+        let pruned = Pruned::new(100, 10, &pairs);
+        let mut rows = Vec::new();
+        pruned.push_rows(&[99, 5, 70, 64, 63, 65, 3, 3, 0], &mut rows);
+        assert_eq!(rows, [14, 12, 13, 11, 11]);
+    }
+
+    #[test]
+    fn words_with_one_hash_are_told_apart() {
+        let words: [&[u8]; 4] = [b"a", b"b", b"a", b""];
+        let vocabulary = Vocabulary::new(&words).expect("four words");
+        for (word, number) in [("a", Some(2)), ("b", Some(1)), ("", Some(3)), ("c", None)] {
+            let found = vocabulary.find(word.as_bytes(), hash_of(word.as_bytes()));
+            assert_eq!(found, number);
+        }
     }
 }

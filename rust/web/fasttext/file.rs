@@ -99,8 +99,23 @@ impl Reader {
             *value = self.i32()?;
         }
         self.bytes::<8>()?;
-        let [dim, _, _, _, _, word_ngrams, loss, model, bucket, minn, maxn, _] = values;
-        self.require(model == SUPERVISED, || "it was not trained on labels".into())?;
+        let [
+            dim,
+            _,
+            _,
+            _,
+            _,
+            word_ngrams,
+            loss,
+            model,
+            bucket,
+            minn,
+            maxn,
+            _,
+        ] = values;
+        self.require(model == SUPERVISED, || {
+            "it was not trained on labels".into()
+        })?;
         let loss = match loss {
             1 => LossKind::Tree,
             2 | 4 => LossKind::Logistic,
@@ -132,11 +147,7 @@ impl Reader {
     #[allow(clippy::type_complexity)]
     fn dictionary(
         &mut self,
-    ) -> Result<(
-        Vec<Vec<u8>>,
-        Vec<(String, i64)>,
-        Option<Vec<(i32, u32)>>,
-    )> {
+    ) -> Result<(Vec<Vec<u8>>, Vec<(String, i64)>, Option<Vec<(i32, u32)>>)> {
         let (n_entries, n_words, n_labels) = (self.i32()?, self.i32()?, self.i32()?);
         let (_, n_pruned) = (self.i64()?, self.i64()?);
         let sizes_fit =
@@ -216,9 +227,10 @@ impl Reader {
         let codes = self.codes(i64::from(n_codes))?;
         let quantizer = self.quantizer(dim)?;
         let n_parts = quantizer.n_parts() as u64;
-        self.require(n_rows.checked_mul(n_parts) == Some(codes.len() as u64), || {
-            "codes do not fit the rows".into()
-        })?;
+        self.require(
+            n_rows.checked_mul(n_parts) == Some(codes.len() as u64),
+            || "codes do not fit the rows".into(),
+        )?;
         let norms = if with_norm {
             let codes = self.codes(n_rows as i64)?;
             let norms = self.quantizer(1)?;

@@ -54,12 +54,7 @@ impl Loss {
 
     /// Tells each label and the logarithm of its score; what is returned is the least that can
     /// still matter.
-    fn for_each(
-        &self,
-        output: &Matrix,
-        hidden: &[f32],
-        mut take: impl FnMut(usize, f32) -> f32,
-    ) {
+    fn for_each(&self, output: &Matrix, hidden: &[f32], mut take: impl FnMut(usize, f32) -> f32) {
         let products = || (0..output.n_rows()).map(|label| output.dot(label, hidden));
         match self {
             Self::Tree(tree) => tree.for_each(output, hidden, take),
@@ -73,7 +68,8 @@ impl Loss {
                 let highest = scores.iter().copied().fold(f32::MIN, f32::max);
                 let mut sum = 0.0;
                 for score in &mut scores {
-                    *score = (*score - highest).exp();
+                    // In f64, unlike the tree's and the logistic's: C's `exp`, not C++'s.
+                    *score = f64::from(*score - highest).exp() as f32;
                     sum += *score;
                 }
                 for (label, score) in scores.into_iter().enumerate() {
@@ -118,12 +114,7 @@ impl Tree {
 
     /// Left before right, as the first of equal labels would otherwise be another. A stack of
     /// its own: a tree is as deep as its labels are many where most were never seen.
-    fn for_each(
-        &self,
-        output: &Matrix,
-        hidden: &[f32],
-        mut take: impl FnMut(usize, f32) -> f32,
-    ) {
+    fn for_each(&self, output: &Matrix, hidden: &[f32], mut take: impl FnMut(usize, f32) -> f32) {
         let impossible = log(0.0);
         let mut least = f32::MIN;
         let mut waiting = vec![(self.n_labels + self.children.len() - 1, 0.0_f32)];
@@ -165,5 +156,34 @@ fn sigmoid(table: &[f32], x: f32) -> f32 {
     } else {
         let at = (x + MAX_SIGMOID) * f32::from(SIGMOID_STEPS) / MAX_SIGMOID / 2.0;
         table[at as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rare_labels_lie_deepest() {
+        let tree = Tree::new(&[50, 30, 15, 5]);
+        assert_eq!(tree.children, [[3, 2], [4, 1], [5, 0]]);
+        assert!(Tree::new(&[9]).children.is_empty());
+    }
+
+    #[test]
+    fn labels_that_were_never_seen_make_a_deep_tree() {
+        let tree = Tree::new(&vec![0; 100_000]);
+        assert_eq!(tree.children.len(), 99_999);
+        let output = Matrix::dense(vec![0.0; 100_000], 1);
+        assert!(Loss::Tree(tree).best(&output, &[1.0]).is_some());
+    }
+
+    #[test]
+    fn of_equal_labels_the_last_is_taken() {
+        let output = Matrix::dense(vec![1.0; 3], 1);
+        for kind in [LossKind::Logistic, LossKind::Softmax] {
+            let loss = Loss::new(kind, &[1, 1, 1]);
+            assert_eq!(loss.best(&output, &[1.0]).map(|(label, _)| label), Some(2));
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! results are the same to the bit.
 //! Source: Jégou et al. 2011, product quantisation; Joulin et al. 2016 (arXiv:1612.03651).
 
+use crate::memory::prefetch;
+
 /// Centroids of each part of a row: as many as a byte can name.
 pub const N_CENTROIDS: usize = 256;
 /// Up to this size, rows are written out when a model is loaded: four times faster to add.
@@ -22,7 +24,10 @@ pub struct Matrix {
 
 enum Rows {
     Plain(Aligned),
-    Codes { codes: Vec<u8>, quantizer: Quantizer },
+    Codes {
+        codes: Vec<u8>,
+        quantizer: Quantizer,
+    },
 }
 
 impl Matrix {
@@ -64,6 +69,15 @@ impl Matrix {
             self.add_row(row, out);
         }
         Self::dense(weights, self.dim)
+    }
+
+    /// Has rows brought near that will be added soon.
+    pub fn prefetch_rows(&self, rows: &[u32]) {
+        if let Rows::Plain(weights) = &self.rows {
+            for &row in rows {
+                prefetch(&weights.as_slice()[row as usize * self.dim]);
+            }
+        }
     }
 
     /// Adds rows to a sum, one after the other.

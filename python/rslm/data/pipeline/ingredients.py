@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rslm import _rslm
-from rslm.data.classify import fasttext_version
 from rslm.data.pipeline.config import PipelineConfig
 from rslm.files import sha256_of
 
@@ -64,9 +63,6 @@ def _ingredients(config: PipelineConfig) -> Iterator[Ingredient]:
     if config.url_filter.lists is not None:
         yield _file("filter", "lists of addresses", config.url_filter.lists)
     yield _extractor(config.extract.extractor)
-    if config.language.languages or config.classifiers:
-        version = fasttext_version() or ""
-        yield Ingredient(stage="filter", what="reader of models", name="fasttext", version=version)
     if config.language.languages:
         yield _language_model(config)
     for classifier in config.classifiers:
