@@ -288,7 +288,8 @@ fn is_inside(byte: u8) -> bool {
 
 /// FNV-1a, to which a byte is a signed number.
 fn step(hash: u32, byte: u8) -> u32 {
-    (hash ^ byte.cast_signed() as u32).wrapping_mul(PRIME)
+    let signed = i32::from(byte.cast_signed());
+    (hash ^ signed.cast_unsigned()).wrapping_mul(PRIME)
 }
 
 fn hash_of(word: &[u8]) -> u32 {

@@ -4,6 +4,9 @@
 //! Source: the format, version 12, as fastText 0.9.2 writes it (`fasttext.cc`, `dictionary.cc`,
 //! `matrix.cc`, `quantmatrix.cc`, `productquantizer.cc`).
 
+// Numbers are signed in the file, and held against its rest before they are cast.
+#![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss)]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -225,8 +228,8 @@ impl Reader {
         }
         let n_codes = self.i32()?;
         let codes = self.codes(i64::from(n_codes))?;
-        let quantizer = self.quantizer(dim)?;
-        let n_parts = quantizer.n_parts() as u64;
+        let parts = self.quantizer(dim)?;
+        let n_parts = parts.n_parts() as u64;
         self.require(
             n_rows.checked_mul(n_parts) == Some(codes.len() as u64),
             || "codes do not fit the rows".into(),
@@ -239,7 +242,7 @@ impl Reader {
         } else {
             None
         };
-        Ok(Matrix::quantized(codes, quantizer, norms))
+        Ok(Matrix::quantized(codes, parts, norms))
     }
 
     fn quantizer(&mut self, dim: usize) -> Result<Quantizer> {

@@ -148,6 +148,7 @@ fn sigmoids() -> Vec<f32> {
     (0..=SIGMOID_STEPS).map(at).collect()
 }
 
+#[allow(clippy::cast_sign_loss)] // Not below 0 where it is cast.
 fn sigmoid(table: &[f32], x: f32) -> f32 {
     if x < -MAX_SIGMOID {
         0.0
