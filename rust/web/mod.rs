@@ -1,6 +1,7 @@
 //! Web data at crawl scale: pages -> text -> verdicts, masks, duplicates.
 //!
-//! Every part has a readable twin in `python/rslm/data`, which is its specification: what the
+//! Every part but `fasttext`, which the library itself judges, has a readable twin in
+//! `python/rslm/data`, which is its specification: what the
 //! two give is equal on any text, by test. Work is over batches of texts or over files of a
 //! shard; nothing calls back into Python for a document.
 //!

@@ -8,7 +8,7 @@ use crate::memory::prefetch;
 
 /// Centroids of each part of a row: as many as a byte can name.
 pub const N_CENTROIDS: usize = 256;
-/// Up to this size, rows are written out when a model is loaded: four times faster to add.
+/// Up to this size, rows are written out when a model is loaded, and so faster to add.
 const MAX_WRITTEN_OUT: usize = 256 << 20;
 /// Columns whose sums stay in registers while rows are added.
 const BLOCK: usize = 16;

@@ -7,10 +7,11 @@
 //!
 //! - `file`: a model file, held against its own length before anything is allocated,
 //! - `dictionary`: a text -> rows, by words, n-grams of their characters, n-grams of words;
-//!   `short_words`: the same for words that were met before,
+//!   `short_words`: the same for words that were met before; `buckets`: those of n-grams,
 //! - `matrix`: rows -> their mean,
 //! - `loss`: the mean -> scores of labels.
 
+mod buckets;
 mod dictionary;
 mod file;
 mod loss;
