@@ -1,9 +1,51 @@
 """Keys and values of what a model has read, so that a new token costs a pass over itself alone."""
 
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from rslm.architecture import TransformerConfig
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of queries over keys and values, with the layer's window and scale in it."""
+
+
+@runtime_checkable
+class AttentionCache(Protocol):
+    """What an attention layer asks of the cache of its keys and values."""
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attend: Attend,
+        window: int | None,
+        scale: float | None,
+    ) -> Tensor:
+        """Adds the keys and values; what the queries see of all, as `attend` would average it."""
+        ...
+
+
+@runtime_checkable
+class ModelCache(Protocol):
+    """What a model asks of a cache: one for each layer, and where the new tokens stand."""
+
+    @property
+    def layers(self) -> Sequence[AttentionCache]:
+        """Of each layer its own."""
+        ...
+
+    def length_after(self, n_tokens: int) -> int:
+        """Positions of the longest sequence once so many tokens are added."""
+        ...
+
+    def next_positions(self, n_tokens: int, device: torch.device) -> Tensor:
+        """The positions of the tokens that are added."""
+        ...
 
 
 class LayerCache:
@@ -39,6 +81,20 @@ class LayerCache:
         first = 0 if window is None else max(0, before + 1 - window)
         return self._keys[..., first:length, :], self._values[..., first:length, :]
 
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attend: Attend,
+        window: int | None,
+        scale: float | None,
+    ) -> Tensor:
+        """Adds the keys and values; what the queries see, as `attend` averages it."""
+        k, v = self.append(k, v, window=window)
+        return attend(q, k, v)
+
 
 class KeyValueCache:
     """One `LayerCache` for each layer of a model.
@@ -60,6 +116,10 @@ class KeyValueCache:
     def length(self) -> int:
         """Positions read so far."""
         return self.layers[0].length
+
+    def length_after(self, n_tokens: int) -> int:
+        """Positions read once `n_tokens` more are."""
+        return self.length + n_tokens
 
     def next_positions(self, n_tokens: int, device: torch.device) -> Tensor:
         """The positions of the next `n_tokens`."""

@@ -25,7 +25,7 @@ from rslm import parametrisation
 from rslm.architecture import QKNorm, TransformerConfig, has_final_norm
 from rslm.attention import Implementation, attention, document_starts
 from rslm.head_chunks import chunk_tokens
-from rslm.kv_cache import KeyValueCache, LayerCache
+from rslm.kv_cache import AttentionCache, ModelCache
 from rslm.layers import (
     Embedding,
     FeedForward,
@@ -123,7 +123,7 @@ class CausalSelfAttention(Module):
         token_positions: Int[Tensor, "... sequence"] | None = None,
         *,
         value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
-        cache: LayerCache | None = None,
+        cache: AttentionCache | None = None,
         start: Int[Tensor, "... sequence"] | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """The heads' outputs side by side, projected.
@@ -147,18 +147,18 @@ class CausalSelfAttention(Module):
                 token_positions = token_positions.unsqueeze(-2)  # the same for every head
             q = self.rotary_embedding(q, token_positions)
             k = self.rotary_embedding(k, token_positions)
-        if cache is not None:
-            k, v = cache.append(k, v, window=self.window)
-        heads = attention(
-            q,
-            k,
-            v,
+        attend = partial(
+            attention,
             causal=True,
             window=self.window,
             scale=self.scale,
             start=start,
             implementation=self.implementation,
         )
+        if cache is None:
+            heads = attend(q, k, v)
+        else:
+            heads = cache.attend(q, k, v, attend=attend, window=self.window, scale=self.scale)
         output: Tensor = self.output_proj(heads.transpose(-3, -2).flatten(-2))
         return output
 
@@ -241,7 +241,7 @@ class TransformerBlock(Module):
         token_positions: Int[Tensor, "... sequence"] | None = None,
         *,
         value_embedding: Float[Tensor, "... sequence d_kv"] | None = None,
-        cache: LayerCache | None = None,
+        cache: AttentionCache | None = None,
         start: Int[Tensor, "... sequence"] | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """The residual stream after this block."""
@@ -358,7 +358,7 @@ class Transformer(Module):
         token_positions: Int[Tensor, "... sequence"] | None = None,
         *,
         documents: Int[Tensor, "... sequence"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: ModelCache | None = None,
         last_only: bool = False,
         targets: Int[Tensor, "... sequence"] | None = None,
         has_padding: bool = False,
@@ -414,7 +414,7 @@ class Transformer(Module):
         token_positions: Int[Tensor, "... sequence"] | None = None,
         *,
         documents: Int[Tensor, "... sequence"] | None = None,
-        cache: KeyValueCache | None = None,
+        cache: ModelCache | None = None,
     ) -> Float[Tensor, "... sequence d_model"]:
         """What the head reads: the residual stream after the last norm.
 
@@ -432,11 +432,12 @@ class Transformer(Module):
         """
         if cache is not None and documents is not None:
             raise ValueError("documents must not be given with a cache, which holds one document")
-        n_read, length = 0 if cache is None else cache.length, token_ids.shape[-1]
-        if n_read + length > self.config.context_length:
+        length = token_ids.shape[-1]
+        total = length if cache is None else cache.length_after(length)
+        if total > self.config.context_length:
             raise ValueError(
                 f"a sequence must hold at most {self.config.context_length} tokens "
-                f"(context_length), got {n_read + length}"
+                f"(context_length), got {total}"
             )
         if cache is not None and token_positions is None:
             token_positions = cache.next_positions(length, token_ids.device)
@@ -465,7 +466,7 @@ class Transformer(Module):
         token_ids: Tensor,
         token_positions: Tensor | None,
         start: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: ModelCache | None,
         first: int,
         last: int,
     ) -> Tensor:

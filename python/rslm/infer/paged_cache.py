@@ -1,0 +1,179 @@
+"""Keys and values of many sequences in one pool of blocks, and one ragged step over them.
+
+The pool has the shape (n_layers, 2, n_blocks, block_size, n_kv_heads, d_head). A sequence owns
+blocks in any order; its table lists them, so position p lies in slot p % block_size of block
+table[p // block_size].
+
+Source: Kwon et al. 2023, PagedAttention, section 4.1 (arXiv:2309.06180).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rslm.architecture import TransformerConfig
+from rslm.attention import attention
+from rslm.kv_cache import Attend
+
+
+@dataclass
+class StepBatch:
+    """The new tokens of one step, those of one sequence after those of another.
+
+    Attributes:
+        token_ids: the tokens of all sequences.
+        positions: of each token; those of a sequence follow one another.
+        lengths: how many of the tokens belong to each sequence.
+        block_tables: the blocks of each sequence, which have room for its last position.
+        rows: the indices of the tokens after which logits are wanted.
+    """
+
+    token_ids: list[int]
+    positions: list[int]
+    lengths: list[int]
+    block_tables: list[list[int]]
+    rows: list[int]
+
+
+class _Group(NamedTuple):
+    """Sequences with equally many new tokens, whose keys are gathered into one rectangle."""
+
+    tokens: Tensor  # (sequences, queries), indices of the flattened tokens
+    slots: Tensor  # (sequences, keys), the newest at the right
+    start: Tensor | None  # (sequences, queries), the first key that is the sequence's own
+
+
+class PagedLayer:
+    """The view of one layer of a `PagedCache` that its attention is given."""
+
+    def __init__(self, cache: "PagedCache", layer: int) -> None:
+        self._cache = cache
+        self._keys, self._values = cache.pool[layer].flatten(1, 2)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attend: Attend,
+        window: int | None,
+        scale: float | None,
+    ) -> Tensor:
+        """Puts (heads, tokens, d_head) keys and values where they belong, and averages.
+
+        Each query sees the keys of its own sequence up to its own, and of these the last
+        `window`.
+        """
+        slots = self._cache.slots
+        self._keys[slots] = k.transpose(0, 1).to(self._keys.dtype)
+        self._values[slots] = v.transpose(0, 1).to(self._values.dtype)
+        heads = torch.empty_like(q)
+        for tokens, slots, start in self._cache.groups:
+            # (sequences, heads, positions, d_head)
+            grouped = q[:, tokens].transpose(0, 1)
+            keys, values = (
+                x[slots].transpose(1, 2).to(q.dtype) for x in (self._keys, self._values)
+            )
+            averaged = attention(
+                grouped, keys, values, causal=True, window=window, scale=scale, start=start
+            )
+            heads[:, tokens] = averaged.transpose(0, 1)
+        return heads
+
+
+class PagedCache:
+    """The pool, and what the layers need to know of the step that is being computed.
+
+    Args:
+        config: of the model whose keys and values these are.
+        n_blocks: blocks of the pool.
+        block_size: positions in a block.
+        device: where the pool lies.
+        dtype: of its numbers.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        n_blocks: int,
+        block_size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        for name, size in (("n_blocks", n_blocks), ("block_size", block_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.n_blocks, self.block_size = n_blocks, block_size
+        shape = (config.n_layers, 2, n_blocks, block_size, *_kv_shape(config))
+        # Zeros cost no memory until they are written over.
+        self.pool = torch.zeros(shape, device=device, dtype=dtype)
+        self.layers = [PagedLayer(self, layer) for layer in range(config.n_layers)]
+        self._longest = 0
+
+    def begin(self, batch: StepBatch) -> None:
+        """Sets what the layers of the coming forward pass read: slots and groups."""
+        device, block_size = self.pool.device, self.block_size
+        self._longest = max(batch.positions) + 1
+        ends = [0]
+        for length in batch.lengths:
+            ends.append(ends[-1] + length)
+        tables = [
+            [block * block_size + i for block in table for i in range(block_size)]
+            for table in batch.block_tables
+        ]
+        slots: list[int] = []
+        groups: dict[int, list[tuple[int, list[int]]]] = {}
+        for (first, end), table in zip(pairwise(ends), tables, strict=True):
+            slots += [table[position] for position in batch.positions[first:end]]
+            n_keys = batch.positions[end - 1] + 1
+            groups.setdefault(end - first, []).append((first, table[:n_keys]))
+        self.slots = torch.tensor(slots, device=device)
+        self.groups = [
+            _group(length, members, device) for length, members in groups.items() if length
+        ]
+
+    def length_after(self, n_tokens: int) -> int:
+        """Positions of the longest sequence of the step; its tokens are in `begin` already."""
+        return self._longest
+
+    def next_positions(self, n_tokens: int, device: torch.device) -> Tensor:
+        """Refuses: the positions of a ragged step must be given."""
+        raise ValueError("token_positions must be given with a paged cache")
+
+
+def bytes_per_block(
+    config: TransformerConfig, block_size: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """Memory of one block of the pool, all layers together."""
+    n_kv_heads, d_head = _kv_shape(config)
+    return 2 * config.n_layers * block_size * n_kv_heads * d_head * dtype.itemsize
+
+
+def _kv_shape(config: TransformerConfig) -> tuple[int, int]:
+    return config.resolved_n_kv_heads, config.resolved_d_head
+
+
+def _group(length: int, members: Sequence[tuple[int, list[int]]], device: torch.device) -> _Group:
+    """The rectangle of sequences with `length` new tokens each.
+
+    What is missing at the left of a shorter sequence is filled with its own first slot, and
+    hidden: a number of another sequence that is not finite would not stay outside otherwise.
+    """
+    n_keys = max(len(slots) for _, slots in members)
+    tokens = [list(range(first, first + length)) for first, _ in members]
+    padding = [n_keys - len(slots) for _, slots in members]
+    padded = [slots[:1] * n + slots for n, (_, slots) in zip(padding, members, strict=True)]
+    start = None
+    if any(padding):
+        start = torch.tensor(padding, device=device)[:, None].expand(-1, length)
+    as_tensor = torch.tensor
+    return _Group(as_tensor(tokens, device=device), as_tensor(padded, device=device), start)
