@@ -189,7 +189,9 @@ def test_generate_text_is_the_decoded_ids_up_to_a_stop_string(model: Transformer
 )
 def test_decode_until_equals_cutting_the_whole_text(pieces: list[str], stops: list[str]):
     whole = "".join(pieces)
-    end = min((whole.find(stop) for stop in stops if stop in whole), default=len(whole))
+    # The first that completes ends the text, even where a longer one has begun before it.
+    ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
+    end = min(ends)[1] if ends else len(whole)
     shown = list(decode_until(range(len(pieces)), PlainDecoder(pieces), stops))
     assert "".join(shown) == whole[:end]
     assert "" not in shown

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rslm.attention import softmax
+from rslm.infer.stopping import StoppedText
 from rslm.kv_cache import KeyValueCache
 from rslm.model import Transformer
 
@@ -146,8 +147,8 @@ def decode_until(
 ) -> Iterator[str]:
     """Pieces of the decoded text, which ends before the first of `stop_strings`.
 
-    Text that may be the beginning of a stop string is held back until it is known not to
-    be. No id is taken after the one that completes a stop string.
+    See `rslm.infer.stopping.StoppedText`. No id is taken after the one that completes a stop
+    string.
 
     Raises:
         ValueError: a stop string is empty.
@@ -156,37 +157,16 @@ def decode_until(
         raise ValueError("stop_strings must not hold an empty string")
 
     def pieces() -> Iterator[str]:
-        held = ""
+        text = StoppedText(decoder, stop_strings)
         for token_id in token_ids:
-            held += decoder.add(token_id)
-            end = _first_stop(held, stop_strings)
-            if end is not None:
-                if end:
-                    yield held[:end]
+            if piece := text.add(token_id):
+                yield piece
+            if text.stopped_by is not None:
                 return
-            n_certain = len(held) - _n_undecided(held, stop_strings)
-            if n_certain:
-                yield held[:n_certain]
-                held = held[n_certain:]
-        held += decoder.finish()
-        rest = held[: _first_stop(held, stop_strings)]
-        if rest:
+        if rest := text.finish():
             yield rest
 
     return pieces()
-
-
-def _first_stop(text: str, stop_strings: Sequence[str]) -> int | None:
-    """Where the earliest stop string in `text` begins."""
-    return min((at for stop in stop_strings if (at := text.find(stop)) >= 0), default=None)
-
-
-def _n_undecided(text: str, stop_strings: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins a stop string."""
-    return max(
-        (n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])),
-        default=0,
-    )
 
 
 @torch.inference_mode()
