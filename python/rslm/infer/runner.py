@@ -52,7 +52,8 @@ class Runner:
         positions = torch.tensor(batch.positions, device=self.device)
         hidden = self.network.hidden_states(token_ids, positions, cache=self.cache)
         if len(batch.rows) != len(batch.token_ids):
-            hidden = hidden[torch.tensor(batch.rows, device=self.device)]
+            rows = torch.tensor(batch.rows, dtype=torch.int64, device=self.device)
+            hidden = hidden[rows]
         return self.network.logits(hidden).float()
 
     @staticmethod

@@ -1,0 +1,63 @@
+"""The batch of one step, and what its rows of logits are for."""
+
+from collections.abc import Sequence
+
+from rslm.infer.paged_cache import StepBatch
+from rslm.infer.requests import SequenceState
+from rslm.infer.sampling import Draw
+from rslm.infer.scheduler import Share
+
+
+class Step:
+    """The tokens of all shares side by side; scores of prompts first among the rows, then draws.
+
+    Attributes:
+        batch: for the runner.
+        scored: (sequence, position) of the prompts' ids that the first rows score.
+        draws: of the rows after them, share by share: for a share that draws one after its last
+            token, and one after each id of its draft.
+    """
+
+    def __init__(self, shares: Sequence[Share]) -> None:
+        self.batch = StepBatch([], [], [], [], [])
+        self.scored: list[tuple[SequenceState, int]] = []
+        self.draws: list[Draw] = []
+        drawn_rows: list[int] = []
+        for share in shares:
+            first = len(self.batch.token_ids)
+            self._add_tokens(share)
+            self._add_scores(share, first)
+            if share.draws:
+                last = first + share.n_tokens - 1
+                drawn_rows += range(last, last + len(share.draft) + 1)
+                self._add_draws(share.sequence, share.draft)
+        self.batch.rows += drawn_rows
+
+    def _add_tokens(self, share: Share) -> None:
+        sequence, batch = share.sequence, self.batch
+        start = sequence.n_computed
+        new = sequence.token_ids[start : start + share.n_tokens] + share.draft
+        batch.token_ids += new
+        batch.positions += range(start, start + len(new))
+        batch.lengths.append(len(new))
+        batch.block_tables.append(sequence.blocks)
+
+    def _add_scores(self, share: Share, first: int) -> None:
+        sequence = share.sequence
+        if not sequence.scores_prompt:
+            return
+        start = sequence.n_computed
+        end = min(start + share.n_tokens, sequence.n_prompt - 1)
+        self.batch.rows += range(first, first + end - start)
+        self.scored += [(sequence, position) for position in range(start + 1, end + 1)]
+
+    def _add_draws(self, sequence: SequenceState, draft: list[int]) -> None:
+        parameters, seen = sequence.request.parameters, sequence.seen
+        position = len(sequence.token_ids)
+        self.draws.append(Draw(parameters, sequence.key, position, seen))
+        for n, token_id in enumerate(draft, 1):
+            # What is drawn here counts only if the draft up to here was right.
+            if seen is not None:
+                seen = seen.clone()
+                seen[token_id] = True
+            self.draws.append(Draw(parameters, sequence.key, position + n, seen))
