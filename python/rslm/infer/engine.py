@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,13 +20,12 @@ from rslm.infer.options import (
     PromptLookup,
     QueueFull,
 )
-from rslm.infer.paged_cache import StepBatch
 from rslm.infer.parameters import Chunk, Completion, SamplingParameters, TokenLogProb
 from rslm.infer.requests import Request, SequenceState
 from rslm.infer.runner import Runner
 from rslm.infer.sampling import sample_tokens, score_tokens
 from rslm.infer.scheduler import Scheduler, Share
-from rslm.infer.speculative import Speculator, make_speculator
+from rslm.infer.speculative import Speculator, StepRunner, make_speculator
 from rslm.infer.step import Step
 from rslm.infer.stopping import StoppedText
 from rslm.model import Transformer
@@ -49,14 +47,6 @@ Prompt = str | Sequence[int]
 _DEFAULT = SamplingParameters()
 _MAX_SCORES = 1 << 24
 """Logits of a scored prompt that one step makes: 64 MiB of them."""
-
-
-class StepRunner(Protocol):
-    """What runs a step: `rslm.infer.runner.Runner`, or the plain one of the tests."""
-
-    def forward(self, batch: StepBatch) -> Tensor:
-        """Float32 logits (rows, vocab_size) after the tokens that `batch.rows` names."""
-        ...
 
 
 class Engine:

@@ -29,16 +29,18 @@ class Draw:
     """What one row of logits is drawn with.
 
     Attributes:
-        parameters: temperature, filters, penalty, and what log-probabilities are wanted.
+        parameters: temperature, filters and penalty.
         key: of the sequence, see `rslm.infer.philox.sampling_key`.
         position: of the id to draw: the count of ids before it, the prompt's included.
         seen: True at the ids that the repetition penalty falls on; None without a penalty.
+        n_top: how many of the likeliest are told beside the id drawn; None tells nothing.
     """
 
     parameters: SamplingParameters
     key: int
     position: int
     seen: Tensor | None = None
+    n_top: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def sample_tokens(logits: Float[Tensor, "rows vocab_size"], draws: Sequence[Draw
         ValueError: a row's largest logit is not finite.
     """
     logits = logits.float()
-    if all(_is_plain_argmax(draw.parameters) for draw in draws):
+    if all(_is_plain_argmax(draw) for draw in draws):
         largest, ids = logits.max(-1)
         _check_finite(largest)
         return Drawn(ids.tolist(), [None] * len(draws))
@@ -118,12 +120,10 @@ _Chosen = tuple[list[int], list[float]]
 _Method = Callable[[Tensor, Sequence[Draw]], _Chosen]
 
 
-def _is_plain_argmax(parameters: SamplingParameters) -> bool:
+def _is_plain_argmax(draw: Draw) -> bool:
     """Whether an argmax is all there is to do."""
     return (
-        parameters.temperature < MIN_TEMPERATURE
-        and parameters.repetition_penalty == 1
-        and parameters.log_probs is None
+        draw.parameters.temperature < MIN_TEMPERATURE and draw.seen is None and draw.n_top is None
     )
 
 
@@ -145,7 +145,7 @@ def _draw_from_all(logits: Tensor, draws: Sequence[Draw]) -> _Chosen:
     noise = vocabulary_noise(*_places(draws), logits.shape[-1], logits.device)
     ids = noise.add_(scaled).argmax(-1)
     log_probs = [0.0] * len(draws)
-    if any(draw.parameters.log_probs is not None for draw in draws):
+    if any(draw.n_top is not None for draw in draws):
         log_probs = scaled.log_softmax(-1).gather(-1, ids[:, None])[:, 0].tolist()
     return ids.tolist(), log_probs
 
@@ -165,7 +165,7 @@ def _draw_from_likeliest(logits: Tensor, draws: Sequence[Draw]) -> _Chosen:
     # Of equal scores the lowest id, as argmax over the whole vocabulary takes it.
     chosen = ids.masked_fill(~best, logits.shape[-1]).amin(-1)
     log_probs = [0.0] * len(draws)
-    if any(draw.parameters.log_probs is not None for draw in draws):
+    if any(draw.n_top is not None for draw in draws):
         own = values.masked_fill(ids != chosen[:, None], -torch.inf).amax(-1)
         log_probs = (own - weights.cumsum(-1)[:, -1].log()).tolist()
     return chosen.tolist(), log_probs
@@ -281,11 +281,7 @@ def _log_probs(
 ) -> list[TokenLogProb | None]:
     """The raw and the processed log-probabilities, of the rows that want them."""
     found: list[TokenLogProb | None] = [None] * len(draws)
-    n_top = {
-        row: draw.parameters.log_probs
-        for row, draw in enumerate(draws)
-        if draw.parameters.log_probs is not None
-    }
+    n_top = {row: draw.n_top for row, draw in enumerate(draws) if draw.n_top is not None}
     if not n_top:
         return found
     rows = list(n_top)

@@ -86,12 +86,12 @@ class Scheduler:
             prefix = self._find_prefix(sequence)
             n_needed = manager.blocks_of(len(sequence.token_ids)) - len(prefix)
             n_free = manager.n_free - manager.n_resting(prefix)
-            # What runs will want blocks, too: one more each, and the rest of what it reads.
-            if self.running:
-                n_free -= sum(
-                    manager.blocks_of(len(other.token_ids) + 1) - len(other.blocks)
-                    for other in self.running
-                )
+            # What runs will want blocks, too: for the rest of what it reads and one id more. It
+            # may hold some beyond these, for drafts.
+            n_free -= sum(
+                max(0, manager.blocks_of(len(other.token_ids) + 1) - len(other.blocks))
+                for other in self.running
+            )
             if n_free < n_needed:
                 break
             self.waiting.popleft()
@@ -193,7 +193,7 @@ class Scheduler:
     def _free(self, sequence: SequenceState) -> None:
         self._manager.release(sequence.blocks)
         sequence.blocks = []
-        sequence.n_computed = sequence.n_registered = 0
+        sequence.n_computed = sequence.n_registered = sequence.n_drafted = 0
 
     def _most(self, sequence: SequenceState) -> int:
         """Tokens that a sequence may take at once: the logits of a scored prompt are large."""

@@ -53,11 +53,11 @@ class Step:
 
     def _add_draws(self, sequence: SequenceState, draft: list[int]) -> None:
         parameters, seen = sequence.request.parameters, sequence.seen
-        position = len(sequence.token_ids)
-        self.draws.append(Draw(parameters, sequence.key, position, seen))
+        position, n_top = len(sequence.token_ids), parameters.log_probs
+        self.draws.append(Draw(parameters, sequence.key, position, seen, n_top))
         for n, token_id in enumerate(draft, 1):
             # What is drawn here counts only if the draft up to here was right.
             if seen is not None:
                 seen = seen.clone()
                 seen[token_id] = True
-            self.draws.append(Draw(parameters, sequence.key, position + n, seen))
+            self.draws.append(Draw(parameters, sequence.key, position + n, seen, n_top))
