@@ -21,6 +21,7 @@ from rslm.infer.options import (
     QueueFull,
 )
 from rslm.infer.parameters import Chunk, Completion, SamplingParameters, TokenLogProb
+from rslm.infer.rejection import verify_by_chance
 from rslm.infer.requests import Request, SequenceState
 from rslm.infer.runner import Runner
 from rslm.infer.sampling import sample_tokens, score_tokens
@@ -314,6 +315,8 @@ class Engine:
         if n_scored:
             _score(step, logits[:n_scored])
         drawn = sample_tokens(logits[n_scored:], step.draws)
+        if self._speculator is not None and self._speculator.acceptance == "rejection":
+            verify_by_chance(shares, logits[n_scored:], step.draws, drawn)
         self._counts.steps += 1
         chunks, first = [], 0
         for share in shares:
@@ -333,8 +336,8 @@ class Engine:
             room.append(self._scheduler.reserve(sequence, min(speculator.n_draft, n_left)))
         drafts = speculator.propose([share.sequence for share in shares], room)
         for share, draft in zip(shares, drafts, strict=True):
-            share.draft = draft
-            self._counts.draft_proposed += len(draft)
+            share.draft, share.draft_probabilities = draft.token_ids, draft.probabilities
+            self._counts.draft_proposed += len(draft.token_ids)
 
     def _take(
         self, share: Share, token_ids: list[int], log_probs: list[TokenLogProb | None]

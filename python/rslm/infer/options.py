@@ -20,6 +20,7 @@ class PromptLookup:
     Attributes:
         n_draft: ids drafted at most, for each sequence and step.
         max_ngram: the longest run of last ids that is looked for; shorter ones after it.
+        acceptance: how drafts are verified, see `EngineOptions.speculation`.
 
     Raises:
         ValueError: one of them is below 1.
@@ -29,6 +30,7 @@ class PromptLookup:
 
     n_draft: int = 8
     max_ngram: int = 3
+    acceptance: Acceptance = "keyed"
 
     def __post_init__(self) -> None:
         """Refuse what drafts nothing."""
@@ -44,6 +46,7 @@ class DraftModel:
     Attributes:
         model: the smaller one.
         n_draft: ids drafted at most, for each sequence and step.
+        acceptance: how drafts are verified, see `EngineOptions.speculation`.
 
     Raises:
         ValueError: `n_draft` is below 1.
@@ -53,6 +56,7 @@ class DraftModel:
 
     model: "Transformer"
     n_draft: int = 4
+    acceptance: Acceptance = "keyed"
 
     def __post_init__(self) -> None:
         """Refuse what drafts nothing."""
@@ -78,8 +82,9 @@ class EngineOptions:
             beside it (`rslm.exact`); slower.
         quantize: "int8" keeps weights of matrix products in 8 bits.
         compile: compiles the step.
-        speculation: drafts several ids and verifies them in one step; the ids are those that
-            come without it.
+        speculation: drafts several ids and verifies them in one step. By "keyed" acceptance the
+            ids are those that come without it; by "rejection" they have their distribution, but
+            depend on the drafts, and so on what else runs.
 
     Raises:
         ValueError: a size is below 1, or exact mode is asked to compute otherwise.

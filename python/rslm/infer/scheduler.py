@@ -3,6 +3,8 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from rslm.infer.blocks import BlockManager
 from rslm.infer.requests import SequenceState
 
@@ -15,11 +17,13 @@ class Share:
         sequence: whose it is.
         n_tokens: of its own, the next that are not computed.
         draft: ids that may follow its last one, to be verified.
+        draft_probabilities: what they were drafted from; None where nothing was left to chance.
     """
 
     sequence: SequenceState
     n_tokens: int
     draft: list[int] = field(default_factory=list)
+    draft_probabilities: Tensor | None = None
 
     @property
     def draws(self) -> bool:

@@ -1,20 +1,25 @@
 """Ids drafted ahead, for one step to verify.
 
 A draft is right as far as it equals what the model draws with the same key at the same places
-(keyed acceptance), so the ids are those of plain decoding, whatever was drafted. A drafting model
+(keyed acceptance), so the ids are those of plain decoding, whatever was drafted;
+`rslm.infer.rejection` has another rule, for those who ask for it. A drafting model
 draws with the same key, too: where both find an id likely, the noise they share picks it for both.
 """
 
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from rslm.infer.options import DraftModel, EngineOptions, PromptLookup
+from rslm.infer.options import Acceptance, DraftModel, EngineOptions, PromptLookup
 from rslm.infer.paged_cache import StepBatch
+from rslm.infer.rejection import seen_ids
 from rslm.infer.requests import SequenceState
 from rslm.infer.sampling import Draw, sample_tokens
+from rslm.infer.sampling_reference import processed_probabilities
 from rslm.model import Transformer
 
 _ID_BYTES = array("I").itemsize
@@ -28,12 +33,27 @@ class StepRunner(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Draft:
+    """Ids drafted for one sequence.
+
+    Attributes:
+        token_ids: drafted.
+        probabilities: a distribution for each, from which it was drawn; None where nobody asks,
+            or where nothing was left to chance.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    probabilities: Tensor | None = None
+
+
 class Speculator(Protocol):
     """What drafts."""
 
     n_draft: int
+    acceptance: Acceptance
 
-    def propose(self, sequences: Sequence[SequenceState], room: Sequence[int]) -> list[list[int]]:
+    def propose(self, sequences: Sequence[SequenceState], room: Sequence[int]) -> list[Draft]:
         """Ids that may follow each sequence, at most `room` of each."""
         ...
 
@@ -69,12 +89,13 @@ class LookupDrafter:
     """Drafts what followed the last ids where they stood before, see `lookup_draft`."""
 
     def __init__(self, speculation: PromptLookup) -> None:
-        self.n_draft, self._max_ngram = speculation.n_draft, speculation.max_ngram
+        self.n_draft, self.acceptance = speculation.n_draft, speculation.acceptance
+        self._max_ngram = speculation.max_ngram
 
-    def propose(self, sequences: Sequence[SequenceState], room: Sequence[int]) -> list[list[int]]:
+    def propose(self, sequences: Sequence[SequenceState], room: Sequence[int]) -> list[Draft]:
         """Ids that may follow each sequence, at most `room` of each."""
         return [
-            lookup_draft(sequence.token_ids, n, self._max_ngram) if n > 0 else []
+            Draft(lookup_draft(sequence.token_ids, n, self._max_ngram) if n > 0 else [])
             for sequence, n in zip(sequences, room, strict=True)
         ]
 
@@ -108,13 +129,13 @@ class ModelDrafter:
     """
 
     def __init__(self, speculation: DraftModel, runner: StepRunner, max_step_tokens: int) -> None:
-        self.n_draft = speculation.n_draft
+        self.n_draft, self.acceptance = speculation.n_draft, speculation.acceptance
         self._runner, self._max_step_tokens = runner, max_step_tokens
         self._context_length = speculation.model.config.context_length
 
-    def propose(self, sequences: Sequence[SequenceState], room: Sequence[int]) -> list[list[int]]:
+    def propose(self, sequences: Sequence[SequenceState], room: Sequence[int]) -> list[Draft]:
         """Ids that may follow each sequence, at most `room` of each."""
-        drafts: list[list[int]] = [[] for _ in sequences]
+        drafts = [Draft() for _ in sequences]
         wanted = [
             min(n, self._context_length - len(sequence.token_ids) + 1)
             for sequence, n in zip(sequences, room, strict=True)
@@ -124,9 +145,7 @@ class ModelDrafter:
                 self._catch_up(sequence)
         for round_number in range(max(wanted, default=0)):
             active = [i for i, n in enumerate(wanted) if n > round_number]
-            drawn = self._draw([(sequences[i], drafts[i]) for i in active])
-            for i, token_id in zip(active, drawn, strict=True):
-                drafts[i].append(token_id)
+            self._draw([(sequences[i], drafts[i]) for i in active])
         return drafts
 
     def _catch_up(self, sequence: SequenceState) -> None:
@@ -140,20 +159,28 @@ class ModelDrafter:
             _add_tokens(batch, sequence, sequence.token_ids[sequence.n_drafted : end])
             self._runner.forward(batch)
 
-    def _draw(self, active: Sequence[tuple[SequenceState, list[int]]]) -> list[int]:
-        """The next id of each draft, by the noise with which the model will draw there."""
+    def _draw(self, active: Sequence[tuple[SequenceState, Draft]]) -> None:
+        """Adds the next id to each draft, by the noise with which the model will draw there."""
         batch, draws = StepBatch([], [], [], [], []), []
         for sequence, draft in active:
+            drafted = draft.token_ids
             n_read = sequence.n_drafted - len(sequence.token_ids)
-            _add_tokens(batch, sequence, draft[n_read:] if draft else sequence.token_ids[n_read:])
+            _add_tokens(batch, sequence, drafted[-1:] or sequence.token_ids[n_read:])
             batch.rows.append(len(batch.token_ids) - 1)
             seen = sequence.seen
-            if seen is not None and draft:
+            if seen is not None and drafted:
                 seen = seen.clone()
-                seen[draft] = True
-            position = len(sequence.token_ids) + len(draft)
-            draws.append(Draw(sequence.request.parameters, sequence.key, position, seen, None))
-        return sample_tokens(self._runner.forward(batch), draws).token_ids
+                seen[drafted] = True
+            position = len(sequence.token_ids) + len(drafted)
+            draws.append(Draw(sequence.request.parameters, sequence.key, position, seen))
+        logits = self._runner.forward(batch)
+        drawn = sample_tokens(logits, draws).token_ids
+        for (_, draft), token_id, row, draw in zip(active, drawn, logits, draws, strict=True):
+            draft.token_ids.append(token_id)
+            if self.acceptance == "rejection":
+                probabilities = processed_probabilities(row.cpu(), draw.parameters, seen_ids(draw))
+                before = [] if draft.probabilities is None else [draft.probabilities]
+                draft.probabilities = torch.cat([*before, probabilities[None]])
 
 
 def _add_tokens(batch: StepBatch, sequence: SequenceState, token_ids: Sequence[int]) -> None:
