@@ -14,6 +14,7 @@
 //! - [`bpe`]: pretoken counts -> merges; pretokens -> ids. Knows no files of text.
 //! - [`token_file`]: ids -> shards, index and manifest, and back. Knows no BPE.
 //! - [`files`]: the whole-corpus jobs that join them: parallel, in order, bounded memory.
+//! - [`infer`]: the arithmetic of running a model on a CPU. Knows no texts.
 //! - `web` (feature `web`): crawled pages to documents worth training on. Knows neither BPE nor
 //!   token files.
 //!
@@ -24,6 +25,7 @@
 pub mod bpe;
 mod error;
 pub mod files;
+pub mod infer;
 mod memory;
 pub mod pretokenize;
 #[cfg(feature = "python")]

@@ -36,7 +36,16 @@ LAYERS = [
         *["checkpoint", "run_log", "optimizer_setup", "distributed.*", "trackers"],
         *["reference_curve", "memory_estimate", "environment", "data_report.*"],
     ],
-    ["model", "text_run", "run_data", "run_checkpoints", "nonfinite", "run_display", "plan"],
+    [
+        "exact",
+        "model",
+        "text_run",
+        "run_data",
+        "run_checkpoints",
+        "nonfinite",
+        "run_display",
+        "plan",
+    ],
     ["infer.*", "plan_tables"],
     ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*", "profiling.*"],
     ["train", "gpu_check.*", "experiment.*"],
@@ -69,7 +78,7 @@ LIGHT_EXTRA = {"config": {"tyro"}, "files": {"pyarrow"}, "progress": {"rich"}}
 # Left never sees right; modules side by side may see each other.
 RUST_LAYERS = [
     ["error", "memory", "random", "token_id"],
-    ["pretokenize", "bpe::vocab"],
+    ["pretokenize", "bpe::vocab", "infer"],
     ["bpe::count", "bpe::pair_ranks", "bpe::merge", "bpe::cache", "token_file"],
     [
         "bpe::tokenizer",

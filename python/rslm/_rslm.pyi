@@ -18,9 +18,11 @@ __all__ = [
     "FastText",
     "NgramIndex",
     "ShardWriter",
+    "StepPlan",
     "StreamDecoder",
     "Tokenizer",
     "UrlLists",
+    "activate",
     "check_quality",
     "check_repeated_lines",
     "clean_controls",
@@ -34,6 +36,8 @@ __all__ = [
     "extract_readable",
     "find_among",
     "join_signatures",
+    "linear",
+    "linear_int8",
     "mask_pii",
     "mask_pii_kind",
     "merge_line_files",
@@ -44,10 +48,13 @@ __all__ = [
     "permute",
     "plan_packing",
     "pretokenize",
+    "quantize_rows",
     "read_dropped_rows",
     "read_text_row",
     "rewrite_line_files",
     "rewrite_lines",
+    "rms_norm",
+    "rotate",
     "train_bpe",
     "unicode_words",
     "unpack_member",
@@ -59,6 +66,7 @@ UNICODE_VERSION: str
 VERSION: str
 
 _StrPath = str | os.PathLike[str]
+_Floats = npt.NDArray[np.float32]
 _Progress = Callable[[int, int, str], object]
 # Format, field or column, whether rows hold special tokens, longest document, reader of tables.
 _Inputs = tuple[str | None, str, bool, int, Callable[..., Any]]
@@ -195,6 +203,30 @@ class UrlLists:
     def reason_with_host(self, url: bytes, host: bytes) -> str: ...
     def registered_domain(self, host: bytes) -> bytes: ...
 
+@final
+class StepPlan:
+    """Where the tokens of a ragged step stand, and where the keys of their sequences are."""
+
+    def __new__(
+        cls,
+        positions: Sequence[int],
+        lengths: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        block_size: int,
+        n_blocks: int,
+    ) -> StepPlan: ...
+    def append(self, new: _Floats, stored: _Floats) -> None: ...
+    def attend(
+        self,
+        q: _Floats,
+        keys: _Floats,
+        values: _Floats,
+        window: int | None,
+        scale: float,
+        out: _Floats,
+        n_threads: int,
+    ) -> None: ...
+
 def train_bpe(
     counting: Counting,
     counts_paths: Sequence[_StrPath],
@@ -233,6 +265,23 @@ def plan_packing(
 ]:
     """Where rows begin among the pieces, and the document, start and length of each piece."""
 
+def linear(x: _Floats, weight: _Floats, bias: _Floats | None, out: _Floats, n_threads: int) -> None:
+    """Puts x Wᵀ + bias over the last dimension into `out`; arrays lie in order, here and below."""
+
+def linear_int8(
+    x: _Floats,
+    weight: npt.NDArray[np.int8],
+    scales: _Floats,
+    bias: _Floats | None,
+    out: _Floats,
+    n_threads: int,
+) -> None: ...
+def quantize_rows(weight: _Floats) -> tuple[npt.NDArray[np.int8], _Floats]: ...
+def rms_norm(x: _Floats, gains: _Floats | None, epsilon: float, out: _Floats) -> None: ...
+def rotate(
+    x: _Floats, positions: npt.NDArray[np.int64], cos: _Floats, sin: _Floats, out: _Floats
+) -> None: ...
+def activate(name: str, x: _Floats, gate: _Floats | None, out: _Floats) -> None: ...
 def check_quality(
     texts: list[str], preset: str, n_threads: int, step: int | None = None
 ) -> list[tuple[str, str | None, list[tuple[str, int]]] | None]:

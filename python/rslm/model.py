@@ -314,6 +314,9 @@ class Transformer(Module):
             raise ValueError(f"recompute_blocks must be at least 1, got {recompute_blocks}")
         self.config, self.recompute_blocks = config, recompute_blocks
         self.output_multiplier = parametrisation.output_multiplier(config)
+        self.softcap: Callable[[Tensor], Tensor] | None = None
+        if config.softcap is not None:
+            self.softcap = partial(softcap, cap=config.softcap, form=config.softcap_form)
         vocab_size, d_model, n_layers = config.resolved_vocab_size, config.d_model, config.n_layers
         placed: Any = {"device": device, "dtype": dtype}
         options: Any = {"generator": generator, **placed}
@@ -405,8 +408,7 @@ class Transformer(Module):
             raw: Tensor = self.token_embeddings(hidden, as_head=True)
         else:
             raw = self.lm_head(hidden)
-        cap = self.config.softcap
-        return raw if cap is None else softcap(raw, cap, self.config.softcap_form)
+        return raw if self.softcap is None else self.softcap(raw)
 
     def hidden_states(
         self,

@@ -8,6 +8,7 @@
 
 mod corpus;
 mod counts;
+mod infer;
 mod packing;
 mod rows;
 mod tokenizer;
@@ -117,6 +118,8 @@ mod _rslm {
     };
     #[pymodule_export]
     use super::counts::{CountsReader, count_pretokens};
+    #[pymodule_export]
+    use super::infer::{StepPlan, activate, linear, linear_int8, quantize_rows, rms_norm, rotate};
     #[pymodule_export]
     use super::packing::plan_packing;
     #[pymodule_export]

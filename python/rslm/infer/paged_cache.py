@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rslm import _rslm, exact
 from rslm.architecture import TransformerConfig
 from rslm.attention import attention
 from rslm.kv_cache import Attend
@@ -86,6 +87,35 @@ class PagedLayer:
         return heads
 
 
+class ExactPagedLayer:
+    """The same in exact arithmetic, which reads the blocks where they lie."""
+
+    def __init__(self, cache: "PagedCache", layer: int) -> None:
+        self._cache = cache
+        self._keys, self._values = cache.pool[layer].flatten(1, 2)
+        # Made once: a step of a small model takes less time than a hundred such views.
+        self._stored = self._keys.numpy(), self._values.numpy()
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attend: Attend,
+        window: int | None,
+        scale: float | None,
+    ) -> Tensor:
+        """As `PagedLayer.attend`."""
+        plan, (keys, values) = self._cache.plan, self._stored
+        q = q.transpose(0, 1).contiguous()
+        out = torch.empty_like(q)
+        plan.append(exact.array(k.transpose(0, 1)), keys)
+        plan.append(exact.array(v.transpose(0, 1)), values)
+        exact.run_attend(plan, q, self._keys, self._values, window=window, scale=scale, out=out)
+        return out.transpose(0, 1)
+
+
 class PagedCache:
     """The pool, and what the layers need to know of the step that is being computed.
 
@@ -95,6 +125,7 @@ class PagedCache:
         block_size: positions in a block.
         device: where the pool lies.
         dtype: of its numbers.
+        is_exact: whether the layers compute in exact arithmetic.
 
     Raises:
         ValueError: a size is below 1.
@@ -108,6 +139,7 @@ class PagedCache:
         block_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        is_exact: bool = False,
     ) -> None:
         for name, size in (("n_blocks", n_blocks), ("block_size", block_size)):
             if size < 1:
@@ -116,13 +148,19 @@ class PagedCache:
         shape = (config.n_layers, 2, n_blocks, block_size, *_kv_shape(config))
         # Zeros cost no memory until they are written over.
         self.pool = torch.zeros(shape, device=device, dtype=dtype)
-        self.layers = [PagedLayer(self, layer) for layer in range(config.n_layers)]
+        kind = ExactPagedLayer if is_exact else PagedLayer
+        self.layers = [kind(self, layer) for layer in range(config.n_layers)]
+        self.is_exact = is_exact
         self._longest = 0
 
     def begin(self, batch: StepBatch) -> None:
         """Sets what the layers of the coming forward pass read: slots and groups."""
         device, block_size = self.pool.device, self.block_size
         self._longest = max(batch.positions) + 1
+        if self.is_exact:
+            step = (batch.positions, batch.lengths, batch.block_tables)
+            self.plan = _rslm.StepPlan(*step, block_size, self.n_blocks)
+            return
         ends = [0]
         for length in batch.lengths:
             ends.append(ends[-1] + length)

@@ -1,0 +1,285 @@
+//! Products with a weight matrix, rows of it against rows of the input.
+
+use super::lanes::{LANES, Lanes, dispatch};
+use super::{InstructionSet, threads};
+use crate::{Error, Result};
+
+/// Rows of the input that share the loads of a weight; its cache lines are read once for them.
+const ROWS: usize = 4;
+/// Outputs computed side by side, so that one sum does not wait for another.
+const OUTPUTS: usize = 4;
+/// Rows of the input for which all outputs are computed before the next: what a cache holds.
+const ROW_BLOCK: usize = 64;
+
+/// A matrix of shape (outputs, inputs), row after row.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// The numbers themselves.
+    Float(&'a [f32]),
+    /// Integers of one byte, and what each output's sum is multiplied by.
+    Int8(&'a [i8], &'a [f32]),
+}
+
+impl Weights<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Float(weights) => weights.len(),
+            Self::Int8(weights, _) => weights.len(),
+        }
+    }
+}
+
+/// y = x Wᵀ + bias for rows of `n_inputs`, into `out` of as many rows.
+pub fn linear(
+    set: InstructionSet,
+    x: &[f32],
+    weights: Weights<'_>,
+    bias: Option<&[f32]>,
+    n_inputs: usize,
+    out: &mut [f32],
+    n_threads: usize,
+) -> Result<()> {
+    if n_inputs == 0 || x.len() % n_inputs != 0 || weights.len() % n_inputs != 0 {
+        return Err(Error::Argument(format!(
+            "input and weights must be rows of {n_inputs} numbers, got {} and {}",
+            x.len(),
+            weights.len()
+        )));
+    }
+    let (n_rows, n_outputs) = (x.len() / n_inputs, weights.len() / n_inputs);
+    let has_scales = match weights {
+        Weights::Float(_) => true,
+        Weights::Int8(_, scales) => scales.len() == n_outputs,
+    };
+    let fits = has_scales && bias.is_none_or(|bias| bias.len() == n_outputs);
+    if !fits || out.len() != n_rows * n_outputs {
+        return Err(Error::Argument(format!(
+            "scales and bias must have {n_outputs} numbers and the output {n_rows} rows of as many"
+        )));
+    }
+    let n_parts = threads::n_parts(n_threads, n_rows * n_outputs * n_inputs);
+    let out = Output {
+        start: out.as_mut_ptr(),
+        n_rows,
+        n_outputs,
+    };
+    threads::run(n_parts, &|part| {
+        let outputs = threads::bounds(n_outputs, OUTPUTS, part, n_parts);
+        let product = Product {
+            x,
+            n_inputs,
+            bias,
+            outputs,
+            out: &out,
+        };
+        match weights {
+            Weights::Float(weights) => {
+                dispatch!(set, float_product(product: Product<'_>, weights: &[f32]))
+            }
+            Weights::Int8(weights, scales) => dispatch!(
+                set,
+                int8_product(product: Product<'_>, weights: &[i8], scales: &[f32])
+            ),
+        }
+    });
+    Ok(())
+}
+
+/// Where several threads write, each its own columns.
+struct Output {
+    start: *mut f32,
+    n_rows: usize,
+    n_outputs: usize,
+}
+
+// SAFETY: each number is written by the one part whose outputs it belongs to.
+unsafe impl Sync for Output {}
+
+impl Output {
+    #[inline(always)]
+    fn set(&self, row: usize, output: usize, value: f32) {
+        assert!(row < self.n_rows && output < self.n_outputs);
+        // SAFETY: within the slice that `linear` borrows mutably, by the line above.
+        unsafe { self.start.add(row * self.n_outputs + output).write(value) };
+    }
+}
+
+/// The part of a product that one thread computes.
+struct Product<'a> {
+    x: &'a [f32],
+    n_inputs: usize,
+    bias: Option<&'a [f32]>,
+    outputs: std::ops::Range<usize>,
+    out: &'a Output,
+}
+
+/// A number that weights are stored as.
+pub(super) trait Element: Copy + Default {
+    fn load<L: Lanes>(x: &[Self; LANES]) -> L;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<L: Lanes>(x: &[Self; LANES]) -> L {
+        L::load(x)
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    fn load<L: Lanes>(x: &[Self; LANES]) -> L {
+        L::load_i8(x)
+    }
+}
+
+#[inline(always)]
+fn float_product<L: Lanes>(product: Product<'_>, weights: &[f32]) {
+    multiply::<L, f32>(&product, weights, None);
+}
+
+#[inline(always)]
+fn int8_product<L: Lanes>(product: Product<'_>, weights: &[i8], scales: &[f32]) {
+    multiply::<L, i8>(&product, weights, Some(scales));
+}
+
+#[inline(always)]
+fn multiply<L: Lanes, W: Element>(product: &Product<'_>, weights: &[W], scales: Option<&[f32]>) {
+    let n_rows = product.x.len() / product.n_inputs;
+    let mut first = 0;
+    while first < n_rows {
+        let last = (first + ROW_BLOCK).min(n_rows);
+        let mut output = product.outputs.start;
+        while output < product.outputs.end {
+            let is_whole = output + OUTPUTS <= product.outputs.end;
+            let mut row = first;
+            while row < last {
+                let n_left = last - row;
+                match (is_whole, n_left) {
+                    (true, ROWS..) => {
+                        block::<L, W, ROWS, OUTPUTS>(product, weights, scales, row, output)
+                    }
+                    (true, 3) => block::<L, W, 3, OUTPUTS>(product, weights, scales, row, output),
+                    (true, 2) => block::<L, W, 2, OUTPUTS>(product, weights, scales, row, output),
+                    (true, _) => block::<L, W, 1, OUTPUTS>(product, weights, scales, row, output),
+                    (false, _) => {
+                        for output in output..product.outputs.end {
+                            block::<L, W, 1, 1>(product, weights, scales, row, output);
+                        }
+                    }
+                }
+                row += if is_whole { ROWS.min(n_left) } else { 1 };
+            }
+            output += OUTPUTS;
+        }
+        first = last;
+    }
+}
+
+/// The outputs `output..output + C` of the rows `row..row + R`.
+#[inline(always)]
+fn block<L: Lanes, W: Element, const R: usize, const C: usize>(
+    product: &Product<'_>,
+    weights: &[W],
+    scales: Option<&[f32]>,
+    row: usize,
+    output: usize,
+) {
+    let n = product.n_inputs;
+    let mut x: [&[f32]; R] = [&[]; R];
+    for (r, x) in x.iter_mut().enumerate() {
+        *x = &product.x[(row + r) * n..(row + r + 1) * n];
+    }
+    let mut w: [&[W]; C] = [&[]; C];
+    for (c, w) in w.iter_mut().enumerate() {
+        *w = &weights[(output + c) * n..(output + c + 1) * n];
+    }
+    let sums = dots::<L, W, R, C>(x, w);
+    for (r, sums) in sums.iter().enumerate() {
+        for (c, sum) in sums.iter().enumerate() {
+            let scaled = scales.map_or(*sum, |scales| sum * scales[output + c]);
+            let value = product
+                .bias
+                .map_or(scaled, |bias| scaled + bias[output + c]);
+            product.out.set(row + r, output + c, value);
+        }
+    }
+}
+
+/// Every row of `x` times every row of `w`, all of one length.
+///
+/// One vector of partial sums for each pair, from the front to the back: what else is
+/// computed beside it changes nothing.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
+    x: [&[f32]; R],
+    w: [&[W]; C],
+) -> [[f32; C]; R] {
+    let n = x[0].len();
+    let n_whole = n / LANES;
+    // Loops over indices with constant bounds: those over arrays keep the sums in memory.
+    let mut x_chunks: [&[[f32; LANES]]; R] = [&[]; R];
+    let mut w_chunks: [&[[W; LANES]]; C] = [&[]; C];
+    for r in 0..R {
+        x_chunks[r] = &x[r].as_chunks().0[..n_whole];
+    }
+    for c in 0..C {
+        w_chunks[c] = &w[c].as_chunks().0[..n_whole];
+    }
+    let mut sums = [[L::splat(0.0); C]; R];
+    for i in 0..n_whole {
+        let mut loaded = [L::splat(0.0); C];
+        for c in 0..C {
+            loaded[c] = W::load(&w_chunks[c][i]);
+        }
+        for r in 0..R {
+            let x = L::load(&x_chunks[r][i]);
+            for c in 0..C {
+                sums[r][c] = x.fma(loaded[c], sums[r][c]);
+            }
+        }
+    }
+    if n % LANES != 0 {
+        let at = n_whole * LANES;
+        let mut loaded = [L::splat(0.0); C];
+        for c in 0..C {
+            let mut padded = [W::default(); LANES];
+            padded[..n - at].copy_from_slice(&w[c][at..]);
+            loaded[c] = W::load(&padded);
+        }
+        for r in 0..R {
+            let x = L::load_part(&x[r][at..]);
+            for c in 0..C {
+                sums[r][c] = x.fma(loaded[c], sums[r][c]);
+            }
+        }
+    }
+    let mut out = [[0.0; C]; R];
+    for r in 0..R {
+        let mut four = [L::splat(0.0); 4];
+        for c in 0..C {
+            four[c] = sums[r][c];
+        }
+        let four = L::sum4(four);
+        for c in 0..C {
+            out[r][c] = four[c];
+        }
+    }
+    out
+}
+
+/// Each row as integers of -127 to 127, and the factor that gives it back.
+///
+/// Symmetric: the largest number of a row becomes 127, halves go to the even integer.
+pub fn quantize_rows(weights: &[f32], n_inputs: usize) -> (Vec<i8>, Vec<f32>) {
+    let mut integers = Vec::with_capacity(weights.len());
+    let mut scales = Vec::with_capacity(weights.len() / n_inputs.max(1));
+    for row in weights.chunks_exact(n_inputs.max(1)) {
+        let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let scale = largest / 127.0;
+        let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        integers.extend(row.iter().map(|x| (x * factor).round_ties_even() as i8));
+        scales.push(scale);
+    }
+    (integers, scales)
+}
