@@ -19,7 +19,7 @@ from engines import (
 
 from rslm.infer import Engine, EngineOptions, QueueFull, SamplingParameters
 from rslm.infer.parameters import Chunk, Completion
-from rslm.infer.runner import Runner
+from rslm.infer.runner import Runner, score
 from rslm.model import Transformer
 
 GREEDY = SamplingParameters(max_new_tokens=12, temperature=0)
@@ -137,6 +137,21 @@ def test_paged_runner_gives_the_ids_of_the_plain_one_on_few_requests(model: Tran
     expected = make_engine(model, make_runner=reference_runner).generate(prompts, parameters)
     engine = make_engine(model, make_runner=Runner, block_size=4, max_step_tokens=9)
     assert ids(engine.generate(prompts, parameters)) == ids(expected)
+
+
+def test_log_probs_in_exact_mode_are_those_of_a_whole_pass_bit_for_bit(model: Transformer):
+    prompts, parameters = ragged(6)
+    parameters = [
+        replace(each, log_probs=0, prompt_log_probs=True, max_new_tokens=9) for each in parameters
+    ]
+    engine = make_engine(
+        model, make_runner=Runner, exact=True, block_size=4, max_step_tokens=11, max_sequences=4
+    )
+    for found in engine.generate(prompts, parameters):
+        sequence = torch.tensor([*found.prompt_ids, *found.token_ids])
+        expected = score(model, sequence, exact=True)[:-1].gather(-1, sequence[1:, None])[:, 0]
+        told = [*(found.prompt_log_probs or ())[1:], *(found.log_probs or ())]
+        assert [each.log_prob for each in told if each is not None] == expected.tolist()
 
 
 def test_prompts_that_begin_alike_share_blocks(model: Transformer):
@@ -336,18 +351,20 @@ def test_prompts_are_scored_by_the_logits_before_each_id(
         assert scores is not None
         assert len(scores) == 20
         assert scores[0] is None
-        for position, score in enumerate(scores[1:], 1):
+        for position, found_score in enumerate(scores[1:], 1):
             expected = lookup_logits(prompt[:position]).log_softmax(0)
-            assert score is not None
-            assert score.token_id == prompt[position]
-            assert score.log_prob == expected[prompt[position]].item()
-            assert [token_id for token_id, _ in score.top] == expected.topk(2).indices.tolist()
+            assert found_score is not None
+            assert found_score.token_id == prompt[position]
+            assert found_score.log_prob == expected[prompt[position]].item()
+            assert [token_id for token_id, _ in found_score.top] == expected.topk(
+                2
+            ).indices.tolist()
         assert completion.log_probs is not None
         assert len(completion.log_probs) == len(completion.token_ids)
         sequence = [*prompt, *completion.token_ids]
-        for position, score in enumerate(completion.log_probs, 20):
+        for position, found_score in enumerate(completion.log_probs, 20):
             expected = lookup_logits(sequence[:position]).log_softmax(0)
-            assert score.log_prob == expected[sequence[position]].item()
+            assert found_score.log_prob == expected[sequence[position]].item()
     (echo,) = engine.generate([prompt], replace(parameters, max_new_tokens=0, n=1))
     assert echo.prompt_log_probs == found[0].prompt_log_probs
     assert echo.log_probs == ()

@@ -65,6 +65,7 @@ TORCH_FREE = [
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
     *["run_folder", "runs", "series", "data_report.*"],
+    *["infer.admission", "infer.blocks", "infer.options", "infer.parameters", "infer.stopping"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
     *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
     *["profiling.cases", "profiling.tables", "experiment.*", "html_report.*", "scaling.*"],

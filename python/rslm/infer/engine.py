@@ -311,12 +311,12 @@ class Engine:
             self._draft(self._speculator, [share for share in shares if share.draws])
         step = Step(shares)
         logits = self._runner.forward(step.batch)
-        n_scored = len(step.scored)
-        if n_scored:
-            _score(step, logits[:n_scored])
-        drawn = sample_tokens(logits[n_scored:], step.draws)
+        if step.scored:
+            _score(step, logits[step.score_rows])
+            logits = logits[step.draw_rows]
+        drawn = sample_tokens(logits, step.draws)
         if self._speculator is not None and self._speculator.acceptance == "rejection":
-            verify_by_chance(shares, logits[n_scored:], step.draws, drawn)
+            verify_by_chance(shares, logits, step.draws, drawn)
         self._counts.steps += 1
         chunks, first = [], 0
         for share in shares:

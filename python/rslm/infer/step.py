@@ -9,29 +9,31 @@ from rslm.infer.scheduler import Share
 
 
 class Step:
-    """The tokens of all shares side by side; scores of prompts first among the rows, then draws.
+    """The tokens of all shares side by side, and the rows of logits in the same order.
 
     Attributes:
         batch: for the runner.
-        scored: (sequence, position) of the prompts' ids that the first rows score.
-        draws: of the rows after them, share by share: for a share that draws one after its last
-            token, and one after each id of its draft.
+        scored: (sequence, position) of the prompts' ids that some rows score.
+        score_rows: these rows.
+        draws: share by share, for a share that draws one after its last token, and one after
+            each id of its draft.
+        draw_rows: the rows they draw from.
     """
 
     def __init__(self, shares: Sequence[Share]) -> None:
         self.batch = StepBatch([], [], [], [], [])
         self.scored: list[tuple[SequenceState, int]] = []
+        self.score_rows: list[int] = []
         self.draws: list[Draw] = []
-        drawn_rows: list[int] = []
+        self.draw_rows: list[int] = []
         for share in shares:
             first = len(self.batch.token_ids)
             self._add_tokens(share)
             self._add_scores(share, first)
             if share.draws:
                 last = first + share.n_tokens - 1
-                drawn_rows += range(last, last + len(share.draft) + 1)
+                self._add_rows(self.draw_rows, last, len(share.draft) + 1)
                 self._add_draws(share.sequence, share.draft)
-        self.batch.rows += drawn_rows
 
     def _add_tokens(self, share: Share) -> None:
         sequence, batch = share.sequence, self.batch
@@ -48,8 +50,13 @@ class Step:
             return
         start = sequence.n_computed
         end = min(start + share.n_tokens, sequence.n_prompt - 1)
-        self.batch.rows += range(first, first + end - start)
+        self._add_rows(self.score_rows, first, end - start)
         self.scored += [(sequence, position) for position in range(start + 1, end + 1)]
+
+    def _add_rows(self, rows: list[int], first: int, n: int) -> None:
+        n_before = len(self.batch.rows)
+        self.batch.rows += range(first, first + n)
+        rows += range(n_before, n_before + max(0, n))
 
     def _add_draws(self, sequence: SequenceState, draft: list[int]) -> None:
         parameters, seen = sequence.request.parameters, sequence.seen
