@@ -19,6 +19,7 @@ from engines import (
 
 from rslm.infer import Engine, EngineOptions, QueueFull, SamplingParameters
 from rslm.infer.parameters import Chunk, Completion
+from rslm.infer.requests import SequenceState
 from rslm.infer.runner import Runner, score
 from rslm.model import Transformer
 
@@ -294,6 +295,44 @@ def test_an_end_id_ends_and_is_the_last_of_the_ids(model: Transformer):
         make_runner=lambda *args, **options: make_engine(model)._runner,
     ).generate([[1, 2, 3]], GREEDY)
     assert by_engine.token_ids == found.token_ids
+
+
+def test_ids_of_no_text_end_whatever_is_ignored():
+    """A vocabulary padded to 300: there is nothing to show for the ids beyond."""
+    config = replace(tiny_model().config, vocab_size=300)
+    model = Transformer(config, generator=torch.Generator().manual_seed(0)).eval()
+    for end_ids in (None, {5}):
+        engine = Engine(model, TOKENIZER, end_ids=end_ids)
+        parameters = SamplingParameters(max_new_tokens=60, seed=0, n=8, ignore_end=True)
+        found = engine.generate(["hello"], parameters)
+        padded = [completion for completion in found if completion.stop_reason is not None]
+        assert padded
+        for completion in padded:
+            assert completion.stop_reason == completion.token_ids[-1] >= 257
+
+
+@pytest.mark.parametrize("after", range(0, 60, 7))
+def test_an_interrupt_at_any_step_leaves_nothing_behind(model: Transformer, after: int):
+    engine = make_engine(model, max_sequences=3, block_size=4)
+    take, calls = SequenceState.take, 0
+
+    def interrupted(*args: Any) -> Chunk:
+        nonlocal calls
+        chunk = take(*args)
+        if calls == after:
+            raise KeyboardInterrupt
+        calls += 1
+        return chunk
+
+    prompts, parameters = ragged(8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SequenceState, "take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(prompts, parameters)
+    check_at_rest(engine)
+    assert [list(found) for found in ids(engine.generate(prompts[:2], parameters[:2]))] == [
+        plain_ids(*both) for both in zip(prompts[:2], parameters[:2], strict=True)
+    ]
 
 
 def test_ignored_ends_are_gone_past(model: Transformer):

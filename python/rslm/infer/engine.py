@@ -69,7 +69,7 @@ class Engine:
         model: in evaluation mode, on the device that computes.
         tokenizer: its own.
         options: how it shares the machine.
-        end_ids: that end every sequence; None stands for end of text and the ids of no text.
+        end_ids: that end every sequence, beside those of no text; None stands for end of text.
         make_runner: makes what runs the steps, by the arguments of `Runner`.
 
     Raises:
@@ -88,8 +88,10 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.options = options = options or EngineOptions()
         vocab_size = model.config.resolved_vocab_size
-        self.end_ids = frozenset(default_end_ids(model, tokenizer) if end_ids is None else end_ids)
+        # Ids that stand for no text end a sequence in any case: there is nothing to show.
         self._textless = frozenset(range(vocab_size)) - tokenizer.vocab.keys()
+        given = default_end_ids(model, tokenizer) if end_ids is None else end_ids
+        self.end_ids = self._textless.union(given)
         self._manager = BlockManager(cache_blocks(model, options), options.block_size)
         self._scheduler = Scheduler(
             self._manager,
@@ -106,9 +108,6 @@ class Engine:
             exact=options.exact,
             quantize=options.quantize,
             compile=options.compile,
-        )
-        self._speculator = make_speculator(
-            options, model, n_blocks=self._manager.n_blocks, make_runner=make_runner
         )
         self._speculator = make_speculator(
             options, model, n_blocks=self._manager.n_blocks, make_runner=make_runner
@@ -141,12 +140,15 @@ class Engine:
         for index, request in enumerate(requests):
             # Chunks that nobody reads.
             request.prompt_index, request.inbox = index, deque(maxlen=0)
-        to_come = deque(requests)
+        to_come, begun = deque(requests), deque[Request]()
         try:
-            while to_come or not all(request.is_done for request in requests):
+            while to_come or begun:
                 while to_come and self._has_room(to_come[0]):
-                    self._enqueue(to_come.popleft())
+                    self._enqueue(to_come[0])
+                    begun.append(to_come.popleft())
                 self._pump()
+                while begun and begun[0].is_done:
+                    begun.popleft()
         finally:
             for request in requests:
                 self.cancel(request)
@@ -207,8 +209,9 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """Ends what still runs or waits of a request, and frees its blocks at once."""
         for sequence in request.sequences:
+            # Also one that has ended: an interrupt may have come before it was taken out.
+            self._scheduler.remove(sequence)
             if sequence.completion is None:
-                self._scheduler.remove(sequence)
                 sequence.finish("cancelled")
 
     def update_weights(self) -> None:
