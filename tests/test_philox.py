@@ -99,7 +99,7 @@ def test_noise_of_candidates_is_that_of_the_whole_vocabulary(
         )
     )
     whole = vocabulary_noise(keys, positions, vocab_size, CPU)
-    assert torch.equal(whole.gather(1, ids), candidate_noise(keys, positions, ids))
+    assert torch.equal(whole.gather(1, ids), candidate_noise(keys, positions, ids, vocab_size))
 
 
 @pytest.mark.parametrize("vocab_size", [1, 3, 1000, 49_152])
@@ -117,7 +117,10 @@ def test_other_devices_get_the_same_noise(monkeypatch: pytest.MonkeyPatch):
         [5, 70],
         torch.tensor([[3, 900], [1, 2]]),
     )
-    expected = vocabulary_noise(keys, positions, 1001, CPU), candidate_noise(keys, positions, ids)
+    expected = (
+        vocabulary_noise(keys, positions, 1001, CPU),
+        candidate_noise(keys, positions, ids, 1001),
+    )
 
     class Elsewhere:
         """A device that is not called cpu, whose tensors are those of the CPU."""

@@ -12,6 +12,7 @@ Source: Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3, section
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 _CACHED_COUNTERS = 16_384
+_N_AHEAD, _MOST_AHEAD = 8, 4096
 
 
 def sampling_key(seed: int, index: int) -> int:
@@ -68,6 +70,31 @@ def vocabulary_noise(
     keys: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device
 ) -> Tensor:
     """Gumbel noise (rows, vocab_size) of every vocabulary entry: row i has key and position i."""
+    if device.type == "cpu" and len(keys) * vocab_size <= _MOST_AHEAD:
+        return torch.stack(
+            [
+                _noise_ahead(key, position // _N_AHEAD, vocab_size)[position % _N_AHEAD]
+                for key, position in zip(keys, positions, strict=True)
+            ]
+        )
+    return _vocabulary_noise(keys, positions, vocab_size, device)
+
+
+@lru_cache(maxsize=16)
+def _noise_ahead(key: int, eighth: int, vocab_size: int) -> Tensor:
+    """The noise of eight positions that follow one another.
+
+    So little takes about as long to compute as one position's: calls cost more than numbers. A
+    sequence alone with 1,024 ids draws in 0.10 ms instead of 0.21 ms.
+    """
+    positions = range(eighth * _N_AHEAD, (eighth + 1) * _N_AHEAD)
+    cpu = torch.device("cpu")
+    return _vocabulary_noise([key] * _N_AHEAD, list(positions), vocab_size, cpu)
+
+
+def _vocabulary_noise(
+    keys: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device
+) -> Tensor:
     n_counters = -(-vocab_size // 4)
     if device.type == "cpu":
         counters = np.arange(n_counters, dtype=np.uint64)
@@ -90,8 +117,14 @@ def vocabulary_noise(
     return noise[:, :vocab_size]
 
 
-def candidate_noise(keys: Sequence[int], positions: Sequence[int], token_ids: Tensor) -> Tensor:
-    """`vocabulary_noise` at the `token_ids` (rows, candidates) alone."""
+def candidate_noise(
+    keys: Sequence[int], positions: Sequence[int], token_ids: Tensor, vocab_size: int
+) -> Tensor:
+    """`vocabulary_noise` at the `token_ids` (rows, candidates) alone, the cheapest way."""
+    # A counter gives the noise of four ids that follow one another.
+    few = 4 * token_ids.shape[-1] < vocab_size
+    if not few or (token_ids.device.type == "cpu" and len(keys) * vocab_size <= _MOST_AHEAD):
+        return vocabulary_noise(keys, positions, vocab_size, token_ids.device).gather(-1, token_ids)
     if token_ids.device.type == "cpu":
         ids = token_ids.numpy().astype(np.uint64)
         words = philox(*_numpy_inputs(keys, positions, ids >> np.uint64(2)))

@@ -154,12 +154,7 @@ def _draw_from_likeliest(logits: Tensor, draws: Sequence[Draw]) -> _Chosen:
     """Argmax over the likeliest ids that the filters keep, for which alone noise is made."""
     scaled = _scaled(logits, draws)
     values, ids, weights = _kept(scaled, draws)
-    keys, positions = _places(draws)
-    if ids.shape[-1] < logits.shape[-1] // 4:
-        noise = candidate_noise(keys, positions, ids)
-    else:
-        # One counter gives the noise of four ids that follow one another.
-        noise = vocabulary_noise(keys, positions, logits.shape[-1], logits.device).gather(-1, ids)
+    noise = candidate_noise(*_places(draws), ids, logits.shape[-1])
     scores = (values + noise).masked_fill_(weights == 0, -torch.inf)
     best = scores == scores.amax(-1, keepdim=True)
     # Of equal scores the lowest id, as argmax over the whole vocabulary takes it.
