@@ -1,5 +1,6 @@
 """What tests of the inference engine share: tiny models, one without arithmetic, an oracle."""
 
+import random
 import zlib
 from typing import Any
 
@@ -10,7 +11,7 @@ from rslm.architecture import TransformerConfig
 from rslm.infer import sampling_reference
 from rslm.infer.engine import Engine
 from rslm.infer.options import EngineOptions
-from rslm.infer.parameters import SamplingParameters
+from rslm.infer.parameters import Completion, SamplingParameters
 from rslm.infer.philox import sampling_key
 from rslm.infer.reference_runner import ReferenceRunner
 from rslm.model import Transformer
@@ -73,6 +74,11 @@ def read_back_runner(model: Transformer, *, n_blocks: int, block_size: int, **_:
     return ReadBack(model, n_blocks=n_blocks, block_size=block_size)
 
 
+def ids_of(completions: list[Completion]) -> list[tuple[int, ...]]:
+    """The ids that were drawn, of each."""
+    return [completion.token_ids for completion in completions]
+
+
 def make_engine(
     model: Transformer, *, make_runner: Any = read_back_runner, **options: Any
 ) -> Engine:
@@ -93,6 +99,29 @@ def plain_ids(prompt: list[int], parameters: SamplingParameters, index: int = 0)
         if token_ids[-1] in (*ends, *parameters.stop_token_ids) or len(token_ids) == 64:
             break
     return token_ids[len(prompt) :]
+
+
+def ragged(n: int) -> tuple[list[list[int]], list[SamplingParameters]]:
+    """Prompts of 1 to 40 ids, some with a common beginning, and parameters of every kind."""
+    draw = random.Random(3)
+    beginning = [draw.randrange(256) for _ in range(20)]
+    prompts = [
+        beginning[: draw.randrange(21)] + [draw.randrange(256) for _ in range(draw.randint(1, 20))]
+        for _ in range(n)
+    ]
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {},
+        {"top_k": 5},
+        {"top_p": 0.7, "temperature": 0.8},
+        {"min_p": 0.1, "repetition_penalty": 1.5},
+        {"temperature": 0, "repetition_penalty": 3.0},
+    ]
+    parameters = [
+        SamplingParameters(seed=i % 7, max_new_tokens=draw.randint(1, 30), **kinds[i % len(kinds)])
+        for i in range(n)
+    ]
+    return prompts, parameters
 
 
 def check_at_rest(engine: Engine) -> None:
