@@ -237,7 +237,7 @@ def test_cancelling_frees_all_blocks_at_once(model: Transformer):
     assert engine.step() == []
 
 
-def test_cancelling_the_first_of_siblings_lets_the_others_start(model: Transformer):
+def test_cancelling_siblings_that_wait_for_the_first_lets_others_start(model: Transformer):
     engine = make_engine(model, max_step_tokens=4)
     request = engine.submit(list(range(20)), replace(SEEDED, n=3))
     other = engine.submit([1, 2], SEEDED)

@@ -215,17 +215,16 @@ class Engine:
                 sequence.finish("cancelled")
 
     def update_weights(self) -> None:
-        """Takes over changed weights; what was computed by the old ones is not used again.
+        """Takes over changed weights, a drafting model's too; nothing computed by old ones stays.
 
         What runs goes on: the ids that it has stay, and are read again by the new weights.
         """
         self._n_weights += 1
         self._manager.forget_all()
         self._scheduler.restart(b"weights %d" % self._n_weights)
-        for runner in (self._runner, self._speculator):
-            refresh = getattr(runner, "update_weights", None)
-            if refresh is not None:
-                refresh()
+        self._runner.update_weights()
+        if self._speculator is not None:
+            self._speculator.update_weights()
 
     @property
     def has_work(self) -> bool:

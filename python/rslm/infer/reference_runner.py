@@ -41,6 +41,9 @@ class ReferenceRunner:
         vocab_size = self._model.config.resolved_vocab_size
         return torch.stack(rows) if rows else torch.empty(0, vocab_size)
 
+    def update_weights(self) -> None:
+        """Nothing is kept of the weights."""
+
     def _last_logits(self, table: list[int], length: int) -> Tensor:
         token_ids = [self._slots[self._slot(table, position)] for position in range(length)]
         assert min(token_ids) >= 0, "a block must be written before it is read"

@@ -177,6 +177,7 @@ class Scheduler:
         manager = self._manager
         n_more = manager.blocks_of(sequence.n_computed + n_tokens) - len(sequence.blocks)
         while manager.n_free < n_more:
+            self.n_preemptions += 1
             if self._preempt() is sequence:
                 return False
         self._take_blocks(sequence, n_tokens)
@@ -191,7 +192,6 @@ class Scheduler:
         youngest = self.running.pop()
         self._free(youngest)
         self.waiting.appendleft(youngest)
-        self.n_preemptions += 1
         return youngest
 
     def _free(self, sequence: SequenceState) -> None:
@@ -205,6 +205,6 @@ class Scheduler:
 
 
 def _may_start(sequence: SequenceState) -> bool:
-    """Whether the first sequence of its request has read the prompt, or has ended."""
+    """Whether it is the first sequence of its request, or that one has read the prompt."""
     first = sequence.request.sequences[0]
-    return sequence is first or first.prompt_is_read or first.completion is not None
+    return sequence is first or first.prompt_is_read

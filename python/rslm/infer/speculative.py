@@ -32,6 +32,10 @@ class StepRunner(Protocol):
         """Float32 logits (rows, vocab_size) after the tokens that `batch.rows` names."""
         ...
 
+    def update_weights(self) -> None:
+        """Takes over weights of the model that have changed."""
+        ...
+
 
 @dataclass(slots=True)
 class Draft:
@@ -55,6 +59,10 @@ class Speculator(Protocol):
 
     def propose(self, sequences: Sequence[SequenceState], room: Sequence[int]) -> list[Draft]:
         """Ids that may follow each sequence, at most `room` of each."""
+        ...
+
+    def update_weights(self) -> None:
+        """Takes over weights that have changed."""
         ...
 
 
@@ -98,6 +106,9 @@ class LookupDrafter:
             Draft(lookup_draft(sequence.token_ids, n, self._max_ngram) if n > 0 else [])
             for sequence, n in zip(sequences, room, strict=True)
         ]
+
+    def update_weights(self) -> None:
+        """There are none."""
 
 
 def lookup_draft(token_ids: Sequence[int], n: int, max_ngram: int) -> list[int]:
@@ -147,6 +158,10 @@ class ModelDrafter:
             active = [i for i, n in enumerate(wanted) if n > round_number]
             self._draw([(sequences[i], drafts[i]) for i in active])
         return drafts
+
+    def update_weights(self) -> None:
+        """Takes over weights of the smaller model that have changed."""
+        self._runner.update_weights()
 
     def _catch_up(self, sequence: SequenceState) -> None:
         """Reads all but the last of what it has not read; ids of a wrong draft count as unread."""
