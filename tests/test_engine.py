@@ -299,6 +299,8 @@ def test_changed_weights_are_used_at_once(model: Transformer):
     (expected,) = fresh.generate([prompt], GREEDY)
     (after,) = engine.generate([prompt], GREEDY)
     assert after.token_ids == expected.token_ids != before.token_ids
+    # It has left blocks that are known by the new weights' names.
+    assert after.n_cached_tokens == 20
     # What ran keeps its ids and goes on from them by the new weights.
     (rest,) = fresh.generate([begun], replace(GREEDY, max_new_tokens=12 - (len(begun) - 21)))
     assert list(request.completions[0].token_ids) == begun[21:] + list(rest.token_ids)

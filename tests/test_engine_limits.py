@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from engines import (
     block_bytes,
     check_at_rest,
@@ -14,6 +15,7 @@ from engines import (
 )
 
 from rslm.infer import QueueFull, SamplingParameters
+from rslm.infer.paged_cache import StepBatch
 from rslm.model import Transformer
 
 GREEDY = SamplingParameters(max_new_tokens=12, temperature=0)
@@ -67,6 +69,23 @@ def test_five_hundred_queued_requests_run_in_the_blocks_there_are(model: Transfo
     places = [number[request] for request in finished]
     assert sorted(places) == list(range(500))
     assert max(abs(place - i) for i, place in enumerate(places)) <= 16
+
+
+def test_a_step_reads_no_more_of_prompts_than_it_may(model: Transformer):
+    """Also beside a scored prompt, which is read in pieces of its own size."""
+    engine = make_engine(model, max_step_tokens=7)
+    engine._scheduler._max_scored_tokens = 3
+    forward, sizes = engine._runner.forward, []
+
+    def counted(batch: StepBatch) -> torch.Tensor:
+        sizes.append(sum(length for length in batch.lengths if length > 1))
+        return forward(batch)
+
+    engine._runner.forward = counted  # type: ignore[method-assign]
+    scored = SamplingParameters(max_new_tokens=2, prompt_log_probs=True)
+    parameters = [scored, GREEDY, GREEDY, scored, GREEDY]
+    engine.generate([[i] * (20 + i) for i in range(5)], parameters)
+    assert max(sizes) == 7
 
 
 def test_a_long_prompt_does_not_hold_up_what_runs(model: Transformer):

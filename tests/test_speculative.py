@@ -103,6 +103,21 @@ def test_a_model_that_drafts_for_itself_is_always_right(model: Transformer):
     assert statistics.steps == 5
 
 
+def test_drafts_stay_right_when_sequences_lose_their_blocks(model: Transformer):
+    """What the drafting model had read is gone with the blocks."""
+    engine = make_engine(
+        model,
+        speculation=DraftModel(model, 3),
+        block_size=4,
+        cache_bytes=2 * 20 * block_bytes(model, 4),
+    )
+    parameters = SamplingParameters(max_new_tokens=25, seed=1, ignore_end=True)
+    engine.generate([[i] * 12 for i in range(6)], parameters)
+    statistics = engine.statistics()
+    assert statistics.preemptions > 0
+    assert statistics.draft_accepted == statistics.draft_proposed
+
+
 def test_a_sequence_that_repeats_is_drafted_right(model: Transformer):
     """A model that counts to five again and again, in a third of the steps."""
 
