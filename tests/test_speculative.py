@@ -191,9 +191,9 @@ def test_look_up_finds_what_followed_last_time(token_ids: list[int], n: int, max
 
 
 def test_look_up_is_not_fooled_by_ids_that_meet_in_the_middle():
-    # As bytes 1, 0, 0, 0, 1, 0, 0, 0 hold 256 and 65536 between the ids.
-    assert lookup_draft([1, 1 << 24, 2, 256, 5, 1 << 8], 1, 1) == [5]
-    assert lookup_draft([1 << 16, 7, 1], 3, 3) == []
+    # 256 is 0 1 0 0 in bytes, which also stand across 7 and 1: 7 0 0 0 1 0 0 0.
+    assert lookup_draft([256, 5, 7, 1, 9, 256], 1, 1) == [5]
+    assert lookup_draft([7, 1, 9, 256], 3, 3) == []
 
 
 def test_other_vocabularies_cannot_draft(model: Transformer):
