@@ -94,8 +94,17 @@ def test_speculation_changes_no_id_in_exact_mode(
 def test_a_model_that_drafts_for_itself_is_always_right(model: Transformer):
     """Greedy and sampled: what it draws with the key is what it will draw."""
     engine = make_engine(model, speculation=DraftModel(model, 3), block_size=4)
+    forward, sizes = engine._runner.forward, []
+
+    def counted(batch: Any) -> torch.Tensor:
+        sizes.append(len(batch.token_ids))
+        return forward(batch)
+
+    engine._runner.forward = counted  # type: ignore[method-assign]
     parameters = SamplingParameters(max_new_tokens=17, seed=1, ignore_end=True)
     found = engine.generate([[1, 2, 3], [4] * 9], [parameters, replace(parameters, temperature=0)])
+    # The prompts once, then of each sequence the last id and three drafted: none twice.
+    assert sizes == [3 + 9 + 6, 8, 8, 8, 2]
     statistics = engine.statistics()
     assert [len(completion.token_ids) for completion in found] == [17, 17]
     assert statistics.draft_accepted == statistics.draft_proposed
