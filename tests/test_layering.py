@@ -39,6 +39,7 @@ LAYERS = [
     [
         "exact",
         "model",
+        "chat",
         "text_run",
         "run_data",
         "run_checkpoints",
@@ -64,7 +65,7 @@ TORCH_FREE = [
     *["allocator", "errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
-    *["run_folder", "runs", "series", "data_report.*"],
+    *["run_folder", "runs", "series", "data_report.*", "chat"],
     *["infer.admission", "infer.blocks", "infer.options", "infer.parameters", "infer.stopping"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
     *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
