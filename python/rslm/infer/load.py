@@ -1,45 +1,111 @@
-"""A model and its tokenizer out of a run folder."""
+"""A model and its tokenizer out of a run folder, or out of a model folder."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from rslm import checkpoint
-from rslm.architecture import n_parameters
+from rslm.chat import END_TOKENS, ChatFormat
 from rslm.config import read_config
 from rslm.errors import FormatError
+from rslm.infer.model_folder import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    ModelFolderConfig,
+    check_sizes,
+    is_model_folder,
+)
+from rslm.infer.weight_file import copy_weights
 from rslm.model import Transformer
 from rslm.tokenizer import Tokenizer
 from rslm.train_config import TrainConfig
 
+_MAX_DEPTH = 4
+"""Folders in folders among which models are looked for: studies of studies of runs."""
+
 
 def load_run(run: Path, *, device: str = "auto") -> tuple[Transformer, Tokenizer]:
-    """The newest good model of a run folder, in evaluation mode, and its tokenizer.
+    """The model of a folder, in evaluation mode, and its tokenizer.
+
+    Of a run folder it is the newest good checkpoint; a model folder, as `rslm import` writes
+    them, has one.
 
     Raises:
-        FileNotFoundError: it is no run folder, or has no checkpoint or no tokenizer.
-        FormatError: the weights do not fit the config.
+        FileNotFoundError: it is neither, or has no checkpoint or no tokenizer.
+        FormatError: weights, config and tokenizer do not fit.
     """
-    config = read_config(TrainConfig, run / "config.toml")
-    weights = checkpoint.weights_path(run)
+    if is_model_folder(run):
+        config, weights = read_config(ModelFolderConfig, run / CONFIG).model, run / WEIGHTS
+    else:
+        config = read_config(TrainConfig, run / CONFIG).model
+        weights = checkpoint.weights_path(run)
     # Counted before the model is made: a forged config must not ask for terabytes.
-    stored, needed = checkpoint.count_elements(weights), n_parameters(config.model)
-    if stored != needed:
-        raise FormatError(f"{weights} must hold {needed} numbers to fit the config, got {stored}")
+    check_sizes(config, weights)
+    tokenizer = Tokenizer.load(run / TOKENIZER)
+    if max(tokenizer.vocab) >= config.resolved_vocab_size:
+        raise FormatError(
+            f"{run / TOKENIZER} must have ids below the model's {config.resolved_vocab_size} "
+            f"(vocab_size), got {max(tokenizer.vocab)}"
+        )
     # A generator of its own, for weights that are replaced: the global one is left alone.
-    model = Transformer(config.model, generator=torch.Generator(), device=choose_device(device))
-    checkpoint.load_weights(weights, model)
-    return model.eval(), Tokenizer.load(run / "tokenizer.json")
+    model = Transformer(config, generator=torch.Generator(), device=choose_device(device))
+    copy_weights(weights, model)
+    return model.eval(), tokenizer
+
+
+def load_chat_format(folder: Path, tokenizer: Tokenizer) -> ChatFormat:
+    """How the model of a folder is talked to: as its config says, else as its tokens suggest.
+
+    Raises:
+        ValueError: the config is damaged, or the tokenizer lacks the format's special tokens.
+    """
+    if not is_model_folder(folder):
+        return ChatFormat.of(tokenizer)
+    config = read_config(ModelFolderConfig, folder / CONFIG)
+    return ChatFormat.of(tokenizer, config.chat_format, default_system=config.default_system)
+
+
+def find_models(folder: Path) -> dict[str, Path]:
+    """The models to serve, by name: the folder itself if it is one, else those below it.
+
+    Names are paths below `folder`. Hidden folders and links are not looked into, nor what lies
+    inside a run or more than four folders down.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} must be a folder with a model, and does not exist")
+    if _holds_model(folder):
+        return {folder.resolve().name: folder}
+    found: dict[str, Path] = {}
+    for path, names, _ in os.walk(folder):
+        here = Path(path)
+        inside = here.relative_to(folder)
+        if here != folder and _holds_model(here):
+            found[inside.as_posix()] = here
+        if len(inside.parts) >= _MAX_DEPTH or (here / CONFIG).is_file():
+            names.clear()
+        names[:] = sorted(name for name in names if not name.startswith("."))
+    return found
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a folder has what `load_run` needs; whether that is sound it says itself."""
+    has_weights = is_model_folder(folder) or any((folder / "checkpoints").glob("step_*"))
+    return has_weights and (folder / CONFIG).is_file() and (folder / TOKENIZER).is_file()
 
 
 def end_ids(model: Transformer, tokenizer: Tokenizer) -> set[int]:
-    """Ids at which a sample ends: end of text, and those that stand for no text.
+    """Ids at which a sample ends: end of text or of a turn, and those that stand for no text.
 
     A vocabulary that was padded to a round size has such ids, and holes are such.
     """
     ids = set(range(model.config.resolved_vocab_size)) - tokenizer.vocab.keys()
-    end = tokenizer.end_of_text
-    return ids if end is None else ids | {end}
+    specials = tokenizer.special_tokens
+    return ids | {specials[name] for name in END_TOKENS if name in specials}
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,0 +1,109 @@
+"""A model without a run: what `rslm import` writes, beside run folders in all that use models.
+
+config.toml         [model], chat_format, default_system
+model.safetensors   the weights under our names, in any floating dtype
+tokenizer.json      our own JSON
+"""
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rslm.architecture import TransformerConfig, n_parameters, parameter_shapes
+from rslm.chat import FormatName
+from rslm.config import to_toml
+from rslm.errors import FormatError
+from rslm.files import sync_folder, write_atomically
+from rslm.infer.weight_file import NamedTensors, tensor_shapes, write_weights
+from rslm.tokenizer import Tokenizer
+
+CONFIG, WEIGHTS, TOKENIZER = "config.toml", "model.safetensors", "tokenizer.json"
+
+MAX_CONTEXT_LENGTH = 1 << 20
+"""Tables of more angles take gigabytes; a config that asks for them is a mistake or a trap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolderConfig:
+    """What `config.toml` of a model folder says."""
+
+    chat_format: FormatName | None = None
+    """How conversations are rendered; what the tokenizer's tokens suggest unless given."""
+    default_system: str | None = None
+    """System message of conversations that begin without one."""
+    model: TransformerConfig
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a model, and not a run."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def check_sizes(config: TransformerConfig, weights: Path) -> None:
+    """Holds a config against the header of its weights, before a model of that size is made.
+
+    Raises:
+        FormatError: they do not fit, or the context is too long for any model.
+    """
+    shapes = tensor_shapes(weights)
+    # Counted first: parameters are counted layer by layer.
+    if config.n_layers > len(shapes):
+        raise FormatError(
+            f"{weights} must hold {config.n_layers} layers to fit the config, "
+            f"got {len(shapes)} tensors"
+        )
+    stored, needed = sum(map(math.prod, shapes.values())), n_parameters(config)
+    if stored != needed:
+        raise FormatError(f"{weights} must hold {needed} numbers to fit the config, got {stored}")
+    if config.context_length > MAX_CONTEXT_LENGTH:
+        raise FormatError(
+            f"context_length must be at most {MAX_CONTEXT_LENGTH} for a model that is run, "
+            f"got {config.context_length}"
+        )
+
+
+def write_model_folder(
+    out: Path,
+    config: ModelFolderConfig,
+    tensors: NamedTensors,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes a folder that `load_run` reads; tensors come in the order of `parameter_shapes`.
+
+    Raises:
+        FileExistsError: there is something at `out` already.
+    """
+    with new_folder(out) as folder:
+        write_atomically(folder / CONFIG, to_toml(config).encode())
+        tokenizer.save(folder / TOKENIZER)
+        write_weights(folder / WEIGHTS, parameter_shapes(config.model), tensors, dtype=dtype)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that gets the name `out` when the block has filled it, and vanishes otherwise.
+
+    Raises:
+        FileExistsError: there is something already.
+    """
+    if out.exists():
+        raise FileExistsError(f"out must not exist yet, but {out} does")
+    beside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    beside.mkdir()
+    try:
+        yield beside
+        sync_folder(beside)
+        beside.replace(out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync_folder(out.parent)
