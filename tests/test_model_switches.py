@@ -37,6 +37,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "post-norm": {"norm_position": "post"},
     "peri-norm": {"norm_position": "peri"},
     "embedding-norm": {"embedding_norm": True},
+    "norm-epsilon": {"norm_epsilon": 0.3, "embedding_norm": True, "qk_norm": "rms"},
     "half-rope": {"position_encoding": "half-rope"},
     "no-positions": {"position_encoding": "none"},
     "qk-norm": {"qk_norm": "rms"},
@@ -116,7 +117,7 @@ def naive_logits(w: dict[str, Tensor], c: TransformerConfig, ids: Tensor) -> Ten
     m_l = c.n_layers / (c.base_n_layers or c.n_layers)
 
     def rms(x: Tensor) -> Tensor:
-        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+        return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_epsilon).sqrt()
 
     def norm(x: Tensor, name: str) -> Tensor:
         return x if c.norm == "none" else rms(x) * w[f"{name}.weight"]

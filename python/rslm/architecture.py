@@ -57,6 +57,7 @@ class TransformerConfig:
             for a quarter of context_length.
         ffn: feed-forward layer: gated SiLU, or the ungated SiLU, exact GELU or squared ReLU.
         norm: RMS norms, or none at all.
+        norm_epsilon: what RMS norms add to the mean square under the root.
         norm_position: before attention and feed-forward layer with one more at the end, after
             the sum, or both before and after the layer (Kim et al. 2025, arXiv:2502.02732).
         embedding_norm: an RMS norm of the token embeddings.
@@ -97,6 +98,7 @@ class TransformerConfig:
     window_size: int | None = None
     ffn: FeedForwardKind = "swiglu"
     norm: NormKind = "rms"
+    norm_epsilon: float = 1e-5
     norm_position: NormPosition = "pre"
     embedding_norm: bool = False
     position_encoding: PositionEncoding = "rope"
@@ -123,7 +125,7 @@ class TransformerConfig:
                 raise ValueError(f"{name} must be at least 1, got {size}")
             if size is not None and size > MAX_SIZE:
                 raise ValueError(f"{name} must be below 2^63, got {size}")
-        for name in ("rope_theta", "attention_scale", "softcap"):
+        for name in ("rope_theta", "attention_scale", "softcap", "norm_epsilon"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")

@@ -67,6 +67,7 @@ class CausalSelfAttention(Module):
         window: tokens that a query sees, itself among them; None lets it see all before it.
         scale: factor of the scores; None stands for 1/sqrt(d_head).
         qk_norm: norm of queries and keys, head by head, before they are turned.
+        norm_epsilon: that of this norm, see `RMSNorm`.
         bias: biases in all four projections.
         output_std: spread of the output projection's initial weights, see `Linear`.
         rotary_embedding: turns queries and keys; None leaves them without positions.
@@ -87,6 +88,7 @@ class CausalSelfAttention(Module):
         window: int | None = None,
         scale: float | None = None,
         qk_norm: QKNorm = "none",
+        norm_epsilon: float = 1e-5,
         bias: bool = False,
         output_std: float | None = None,
         rotary_embedding: RotaryEmbedding | None = None,
@@ -114,8 +116,8 @@ class CausalSelfAttention(Module):
         self.output_proj = Linear(d_q, d_model, std=output_std, **options)
         self.q_norm = self.k_norm = None
         if qk_norm != "none":
-            self.q_norm = RMSNorm(d_head, gain=qk_norm == "rms-gain", **placed)
-            self.k_norm = RMSNorm(d_head, gain=qk_norm == "rms-gain", **placed)
+            norms: Any = {"gain": qk_norm == "rms-gain", "epsilon": norm_epsilon, **placed}
+            self.q_norm, self.k_norm = RMSNorm(d_head, **norms), RMSNorm(d_head, **norms)
 
     def forward(
         self,
@@ -210,7 +212,9 @@ class TransformerBlock(Module):
         self.residual_multiplier = parametrisation.residual_multiplier(config)
 
         def norm() -> Module:
-            return RMSNorm(d_model, **placed) if config.norm == "rms" else Identity()
+            if config.norm == "none":
+                return Identity()
+            return RMSNorm(d_model, epsilon=config.norm_epsilon, **placed)
 
         is_peri = config.norm_position == "peri"
         self.ln1 = norm()
@@ -222,6 +226,7 @@ class TransformerBlock(Module):
             window=config.windows[layer],
             scale=parametrisation.attention_scale(config) if own_scale else None,
             qk_norm=config.qk_norm,
+            norm_epsilon=config.norm_epsilon,
             rotary_embedding=rotary_embedding,
             implementation=implementation,
             **options,
@@ -330,7 +335,8 @@ class Transformer(Module):
         self.token_embeddings = Embedding(
             vocab_size, d_model, std=parametrisation.embedding_std(config), **options
         )
-        self.ln_embedding = RMSNorm(d_model, **placed) if config.embedding_norm else Identity()
+        norms: Any = {"epsilon": config.norm_epsilon, **placed}
+        self.ln_embedding = RMSNorm(d_model, **norms) if config.embedding_norm else Identity()
         self.layers = ModuleList(
             TransformerBlock(
                 config,
@@ -341,7 +347,7 @@ class Transformer(Module):
             )
             for layer in range(n_layers)
         )
-        self.ln_final = RMSNorm(d_model, **placed) if has_final_norm(config) else Identity()
+        self.ln_final = RMSNorm(d_model, **norms) if has_final_norm(config) else Identity()
         head_std = 0.0 if config.zero_init_head else parametrisation.head_std(config)
         self.lm_head = (
             None if config.tied_head else Linear(d_model, vocab_size, std=head_std, **options)
