@@ -225,9 +225,14 @@ class ChatFormat:
         end, tail = self._end(), self._encode(_LAYOUTS[self.name].tail)
         return [*pieces, (end, True), (tail, not end)]
 
-    def _begin(self) -> list[int]:
+    @property
+    def begin_id(self) -> int | None:
+        """The id that `render` and `prompt` begin with, None where they begin with none."""
         name = self._begin_token()
-        return [] if name is None else [self.tokenizer.special_tokens[name]]
+        return None if name is None else self.tokenizer.special_tokens[name]
+
+    def _begin(self) -> list[int]:
+        return [] if self.begin_id is None else [self.begin_id]
 
     def _begin_token(self) -> str | None:
         if self.name == "chatml":

@@ -38,6 +38,7 @@ EXTRAS = {
     "optuna": "sweep",
     "starlette": "serve",
     "uvicorn": "serve",
+    "gguf": "export",
     "plotly": "report",
 }
 """Extras that bring packages; all others come with `train`."""
@@ -82,6 +83,10 @@ COMMANDS = {
     "plan": Command("commands.plan", "what a run will take, before it starts", reads_config=True),
     "doctor": Command("commands.doctor", "whether a run would work here", reads_config=True),
     "sample": Command("commands.sample", "continue a prompt with a trained model"),
+    "export hf": Command("commands.export", "write a model for transformers and vLLM"),
+    "export gguf": Command("commands.export", "write a model for llama.cpp"),
+    "import hf": Command("commands.import_", "make a model folder of one of Hugging Face's"),
+    "import gguf": Command("commands.import_", "make a model folder of a GGUF file"),
     "coord-check": Command("commands.coord_check", "sizes of activations as a model grows"),
     "profile step": Command("commands.profile", "time forward, backward and optimizer"),
     "profile memory": Command("commands.profile", "weigh what a training step holds and saves"),

@@ -49,8 +49,8 @@ def load_run(run: Path, *, device: str = "auto") -> tuple[Transformer, Tokenizer
             f"{run / TOKENIZER} must have ids below the model's {config.resolved_vocab_size} "
             f"(vocab_size), got {max(tokenizer.vocab)}"
         )
-    # A generator of its own, for weights that are replaced: the global one is left alone.
-    model = Transformer(config, generator=torch.Generator(), device=choose_device(device))
+    # Without initial weights, which are replaced: drawing those of 135 M parameters takes 12 s.
+    model = Transformer(config, device="meta").to_empty(device=choose_device(device))
     copy_weights(weights, model)
     return model.eval(), tokenizer
 

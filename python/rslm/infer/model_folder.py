@@ -81,29 +81,34 @@ def write_model_folder(
     Raises:
         FileExistsError: there is something at `out` already.
     """
-    with new_folder(out) as folder:
+    with new_path(out) as folder:
+        folder.mkdir()
         write_atomically(folder / CONFIG, to_toml(config).encode())
         tokenizer.save(folder / TOKENIZER)
         write_weights(folder / WEIGHTS, parameter_shapes(config.model), tensors, dtype=dtype)
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that gets the name `out` when the block has filled it, and vanishes otherwise.
+def new_path(out: Path) -> Iterator[Path]:
+    """A name beside `out` for a file or folder, which gets that name once the block has made it.
+
+    What the block leaves behind when it fails is removed.
 
     Raises:
-        FileExistsError: there is something already.
+        FileExistsError: there is something at `out` already.
     """
     if out.exists():
         raise FileExistsError(f"out must not exist yet, but {out} does")
+    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    beside.mkdir()
     try:
         yield beside
-        sync_folder(beside)
-        beside.replace(out)
+        if beside.is_dir():
+            sync_folder(beside)
+        beside.rename(out)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        beside.unlink(missing_ok=True)
         raise
     sync_folder(out.parent)

@@ -27,7 +27,11 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 def write_weights(
     path: Path, shapes: Shapes, tensors: NamedTensors, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Writes tensors, converted to `dtype`, as they come; `shapes` says which, in what order."""
+    """Writes tensors, converted to `dtype`, as they come; `shapes` says which, in what order.
+
+    Raises:
+        ValueError: a number is too large for the dtype.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in shapes.items():
@@ -40,10 +44,24 @@ def write_weights(
         file.write(len(data).to_bytes(8, "little") + data)
         for (name, shape), (given, tensor) in zip(shapes.items(), tensors, strict=True):
             assert (name, shape) == (given, tuple(tensor.shape)), f"{name} must come, got {given}"
-            flat = tensor.detach().to("cpu", dtype).contiguous().flatten()
+            flat = converted(tensor, dtype, name).contiguous().flatten()
             file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def converted(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The tensor on the CPU in another dtype.
+
+    Raises:
+        ValueError: a number is too large for it.
+    """
+    result = tensor.detach().to("cpu", dtype)
+    if dtype == torch.float16 and not result.isfinite().all():
+        raise ValueError(
+            f"{name} must hold numbers below 65520 to be float16; choose another dtype"
+        )
+    return result
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
