@@ -5,6 +5,7 @@ One file with sizes, tokenizer, chat template and weights. Matrices are float32,
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,8 +63,7 @@ def export_gguf(
     family = family_of(config)
     metadata = _tokenizer_metadata(chat_format, config.resolved_vocab_size)
     shapes = parameter_shapes(config)
-    with new_path(out) as file:
-        writer = gguf.GGUFWriter(file, family)
+    with new_path(out) as file, closing(gguf.GGUFWriter(file, family)) as writer:
         writer.add_name(name)
         writer.add_file_type(_FILE_TYPES[dtype])
         if dtype == "q8_0":
@@ -79,7 +79,6 @@ def export_gguf(
         writer.write_ti_data_to_file()
         for data in _their_arrays(model, family, dtype):
             writer.write_tensor_data(data)
-        writer.close()
 
 
 def _their_arrays(model: Transformer, family: str, dtype: GGUFDtype) -> Iterator[Any]:

@@ -75,13 +75,16 @@ def family_of(config: TransformerConfig) -> Family:
 
 
 def plain_config(config: TransformerConfig) -> TransformerConfig:
-    """The config of the model with everything folded into its weights.
+    """The config of the model with everything folded into its weights, and all sizes given.
 
     Raises:
         ValueError: as `family_of`.
     """
     return replace(
         config,
+        n_kv_heads=config.resolved_n_kv_heads,
+        d_head=config.resolved_d_head,
+        d_ff=config.resolved_d_ff,
         qk_norm="none" if family_of(config) == "llama" else "rms-gain",
         attention_scale=None,
         # A table that holds normed rows can no longer be the head's.
