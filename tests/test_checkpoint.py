@@ -445,10 +445,6 @@ def test_weights_path_takes_a_run_or_a_file(tmp_path: Path, folder: Path) -> Non
         load_weights(weights.with_name("state.json"), model)
 
 
-def test_elements_are_counted_from_the_header(folder: Path) -> None:
-    assert checkpoint.count_elements(folder / "step_00000001" / "model.safetensors") == 16
-
-
 def test_state_must_be_a_small_object_with_a_step(folder: Path) -> None:
     path = folder / "step_00000001"
     for text, message in (

@@ -398,12 +398,12 @@ ONE_KEY = HEAD + struct.pack("<QQ", 0, 1) + packed("kkkk")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "4 bytes must follow, 0 do"),
+        (b"", r"4 bytes must follow .*, 0 do"),
         (b"GGUX" + bytes(100), "must begin with GGUF"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version must be 2 or 3"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version must be 2 or 3"),
-        (HEAD + struct.pack("<QQ", HUGE, 0), "bytes must follow, 0 do"),
-        (HEAD + struct.pack("<QQ", 0, HUGE), "bytes must follow, 0 do"),
+        (HEAD + struct.pack("<QQ", HUGE, 0), r"bytes must follow .*, 0 do"),
+        (HEAD + struct.pack("<QQ", 0, HUGE), r"bytes must follow .*, 0 do"),
         (HEAD + struct.pack("<QQQ", 0, 1, HUGE) + bytes(99), "must have at most 1048576 bytes"),
         (ONE_KEY + struct.pack("<IIQ", 9, 0, HUGE), "bytes must follow"),
         (ONE_KEY + struct.pack("<IIQ", 9, 8, HUGE), "bytes must follow"),
@@ -420,6 +420,15 @@ def test_lengths_that_lie_are_refused(content: bytes, message: str, tmp_path: Pa
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        import_gguf(path, tmp_path / "back")
+
+
+def test_a_header_that_fills_the_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    with path.open("wb") as file:  # A list of ten million empty strings, in a sparse file.
+        file.write(HEAD + struct.pack("<QQ", 0, 1) + packed("k") + struct.pack("<IIQ", 9, 8, 10**7))
+        file.truncate(10**8)
+    with pytest.raises(ValueError, match=r"80000000 bytes must follow \(a header has at most"):
         import_gguf(path, tmp_path / "back")
 
 

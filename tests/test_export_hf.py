@@ -397,6 +397,22 @@ def test_weights_that_are_cut_off_are_refused(strangers: Path, tmp_path: Path) -
             import_hf(strangers, tmp_path / "ours")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_flipped_bytes_are_refused_or_read(name: str, strangers: Path, tmp_path: Path) -> None:
+    """In the head, where everything that decides about memory stands."""
+    path = strangers / name
+    data, draw = path.read_bytes(), random.Random(name)
+    for i in range(40):
+        changed = bytearray(data)
+        for _ in range(draw.randint(1, 3)):
+            changed[draw.randrange(min(len(data), 1000))] = draw.randrange(256)
+        path.write_bytes(changed)
+        try:
+            import_hf(strangers, tmp_path / f"back{i}")
+        except (ValueError, OSError):
+            assert not (tmp_path / f"back{i}").exists()
+
+
 def test_pickles_are_never_read(strangers: Path, tmp_path: Path) -> None:
     (strangers / "model.safetensors").rename(strangers / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"got pytorch_model.bin, a pickle, which runs code"):

@@ -569,21 +569,6 @@ def read_safetensors(path: Path) -> tuple[Tensors, Record]:
         raise FormatError(f"{path} is not a safetensors file: {error!s:.200}") from None
 
 
-def count_elements(path: Path) -> int:
-    """The numbers in a safetensors file, from its header alone.
-
-    Raises:
-        FormatError: it is not a safetensors file.
-        FileNotFoundError: there is no such file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = [file.get_slice(name).get_shape() for name in sorted(file.keys())]
-    except SafetensorError as error:
-        raise FormatError(f"{path} is not a safetensors file: {error!s:.200}") from None
-    return sum(torch.Size(shape).numel() for shape in shapes)
-
-
 def _parse_safetensors(data: bytes, source: str) -> tuple[Tensors, Record]:
     """The tensors in the bytes of a file, and what our metadata says."""
     try:

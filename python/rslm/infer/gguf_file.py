@@ -33,6 +33,8 @@ _STRING, _ARRAY = 8, 9
 _MAX_DEPTH = 4
 _MAX_STRING_BYTES = 1 << 20
 _MAX_DIMENSIONS = 4
+_MAX_HEADER_BYTES = 1 << 26
+"""A header that is longer is no model's: 256k tokens with merges take 20 MB."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class _Reader:
 
     def __init__(self, path: Path, file: IO[bytes], keep: Collection[str]) -> None:
         self.path, self.file, self.keep = path, file, keep
-        self.at, self.end = 0, path.stat().st_size
+        self.size = path.stat().st_size
+        self.at, self.end = 0, min(self.size, _MAX_HEADER_BYTES)
 
     def read(self) -> GGUFFile:
         if self.take(4) != b"GGUF":
@@ -123,9 +126,9 @@ class _Reader:
             if not shape or shape[-1] % block:
                 raise self.error(f"rows of {name:.80} must be multiples of {block}, got {shape}")
             n_bytes = n_elements // block * block_bytes
-            if at + n_bytes > self.end or offset % alignment:
+            if at + n_bytes > self.size or offset % alignment:
                 raise self.error(
-                    f"tensor {name:.80} must lie inside the file of {self.end} bytes, "
+                    f"tensor {name:.80} must lie inside the file of {self.size} bytes, "
                     f"got {n_bytes} bytes at {at}"
                 )
             if name in tensors:
@@ -203,7 +206,10 @@ class _Reader:
 
     def require(self, n_bytes: int) -> None:
         if n_bytes > self.end - self.at:
-            raise self.error(f"{n_bytes} bytes must follow, {self.end - self.at} do")
+            raise self.error(
+                f"{n_bytes} bytes must follow (a header has at most {_MAX_HEADER_BYTES}), "
+                f"{self.end - self.at} do"
+            )
 
     def error(self, reason: str) -> FormatError:
         return FormatError(f"{self.path}: at byte {self.at}: {reason}")
