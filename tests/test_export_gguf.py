@@ -377,7 +377,9 @@ def test_digits_and_missing_bytes_as_smollm_has_them(rust_tokenizer, tmp_path: P
     expected = [n_rows if i == gone[0] else i for i in tokenizer.encode(text)]
     assert own.encode(text) == expected
     assert own.decode_bytes([n_rows + 1, n_rows + 2]) == b"\xc0\xff"
-    # An id that was added is never likelier than the mean.
+    # An id that was added has the mean logit, so never more than the mean probability.
+    for table in (back.token_embeddings.weight, back.lm_head.weight):
+        torch.testing.assert_close(table[-3:], table[:-3].mean(0).expand(3, -1))
     with torch.inference_mode():
         probabilities = back(random_ids(back)).softmax(-1)
     assert probabilities[..., n_rows:].max() <= 1 / n_rows
