@@ -23,6 +23,8 @@ from rslm.html_report.passages import passages
 LONG_NAME = 40
 """Characters from which on the name of a row is broken into lines."""
 
+STYLES = ("theme.css", "page.css", "tokens.css")
+
 _WITHOUT_SCRIPTS = (
     '<noscript><p class="lead">The plots need JavaScript; tables and texts do not.</p></noscript>'
 )
@@ -51,7 +53,7 @@ def render(page: blocks.Page) -> bytes:
         .substitute(
             hashes=" ".join(map(hash_of, scripts)),
             title=escape(page.title),
-            style=_asset("page.css") + palette(),
+            style="".join(map(_asset, STYLES)) + palette(),
             lead=escape(page.lead),
             without_scripts=_WITHOUT_SCRIPTS * has_plots,
             contents=contents,
