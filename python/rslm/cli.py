@@ -83,6 +83,7 @@ COMMANDS = {
     "plan": Command("commands.plan", "what a run will take, before it starts", reads_config=True),
     "doctor": Command("commands.doctor", "whether a run would work here", reads_config=True),
     "sample": Command("commands.sample", "continue a prompt with a trained model"),
+    "chat": Command("commands.chat", "talk to a model in the terminal"),
     "serve": Command("commands.serve", "answer over HTTP, with a page to talk to models"),
     "export hf": Command("commands.export", "write a model for transformers and vLLM"),
     "export gguf": Command("commands.export", "write a model for llama.cpp"),

@@ -147,6 +147,17 @@ def is_of_stdout(error: Exception) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.filename == STDOUT
 
 
+def harmless(text: str) -> str:
+    r"""The text as a terminal may show it: control characters but tab and line feed as escapes.
+
+    What a model writes could otherwise move the cursor, or worse.
+
+    >>> harmless("a\tb\nc\x1b[2J")
+    'a\tb\nc\\x1b[2J'
+    """
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     """Ends the process while modules load: an exception would surface in any of them."""
     with contextlib.suppress(OSError):

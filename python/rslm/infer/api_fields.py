@@ -1,6 +1,5 @@
 """Fields of a JSON object, read with their types; what is wrong with one as the client sees it."""
 
-import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -148,12 +147,13 @@ class Fields:
         value = self.take(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong_type(name, "a number", value)
         self._check_range(name, value, low, high)
         return float(value)
 
     def _check_range(self, name: str, value: float, low: float, high: float) -> None:
+        # Of NaN neither holds.
         if not low <= value <= high:
             full = self._prefix + name
             raise ApiError(f"{full} must be from {low} to {high}, got {_REPR.repr(value)}", full)
