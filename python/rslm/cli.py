@@ -108,6 +108,7 @@ COMMANDS = {
     "sweep": Command("commands.sweep", "try many values of options, and say which are best"),
     "compare": Command("commands.compare", "whether two groups of runs differ beyond noise"),
     "runs diff": Command("commands.runs", "compare the options and the results of two runs"),
+    "viz logprobs": Command("commands.viz", "how probable a model finds each token of a text"),
     "report": Command("commands.report", "one page on runs and studies, for a browser"),
 }
 

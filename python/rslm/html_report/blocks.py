@@ -229,7 +229,39 @@ class Notes:
     notes: Sequence[str]
 
 
-Block = Facts | Table | Curves | Plot | Forest | Texts | Bars | Passages | Notes
+@dataclass(frozen=True, kw_only=True)
+class ScoredToken:
+    """A token of `Tokens`, and what a model thought of it.
+
+    Attributes:
+        token_id: key of its bytes in `Tokens.vocab`.
+        log_prob: in nats; None where it was not predicted.
+        rank: how many tokens were thought at least as likely, itself among them.
+        top: the likeliest ids, with their log-probabilities, descending.
+    """
+
+    token_id: int
+    log_prob: float | None = None
+    rank: int | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A text token by token, shaded by probability; more about each on hover and focus.
+
+    Attributes:
+        caption: what it shows, in a sentence.
+        vocab: bytes of every id that occurs.
+        tokens: the text.
+    """
+
+    caption: str
+    vocab: Mapping[int, bytes]
+    tokens: Sequence[ScoredToken]
+
+
+Block = Facts | Table | Curves | Plot | Forest | Texts | Bars | Passages | Notes | Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

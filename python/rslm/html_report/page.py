@@ -19,6 +19,7 @@ from rslm.html_report.bars import bars
 from rslm.html_report.escaping import attribute, clean_lines, escape, to_json
 from rslm.html_report.figures import COLOURS, Figures, figure, palette
 from rslm.html_report.passages import passages
+from rslm.html_report.tokens import scored_tokens
 
 LONG_NAME = 40
 """Characters from which on the name of a row is broken into lines."""
@@ -44,8 +45,11 @@ def render(page: blocks.Page) -> bytes:
         f'<li><a href="#section-{n}">{escape(section.title)}</a></li>'
         for n, section in enumerate(page.sections)
     )
-    has_plots = any(figure["kind"] != "texts" for figure in figures.values())
+    kinds = {figure["kind"] for figure in figures.values()}
+    has_plots = bool(kinds - {"texts", "tokens"})
     scripts = [_script(_asset("page.js"))]
+    if "tokens" in kinds:
+        scripts.insert(0, _script(_asset("tokens.js")))
     if has_plots:
         scripts.insert(0, _script(_plotly()))
     return (
@@ -113,6 +117,8 @@ def _block(block: blocks.Block, figures: Figures) -> str:
             return bars(block)
         case blocks.Passages():
             return passages(block)
+        case blocks.Tokens():
+            return scored_tokens(block, figures)
         case blocks.Curves() | blocks.Plot() | blocks.Forest():
             return figure(block, figures)
 
