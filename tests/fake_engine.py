@@ -7,19 +7,15 @@ from dataclasses import dataclass, field
 from math import log
 from typing import Any
 
+from rslm.infer.options import EngineStatistics, QueueFull
 from rslm.infer.parameters import Chunk, Completion, SamplingParameters, TokenLogProb
+from rslm.infer.stopping import StoppedText
 
-
-class QueueFull(RuntimeError):
-    pass
-
-
-@dataclass(frozen=True)
-class Statistics:
-    n_running: int
-    n_waiting: int
-    n_blocks: int = 64
-    n_free_blocks: int = 64
+OTHER_COUNTS = ("prefix_lookups", "prefix_hits", "prompt_tokens", "generated_tokens") + (
+    "draft_proposed",
+    "draft_accepted",
+    "preemptions",
+)
 
 
 @dataclass(eq=False)
@@ -69,7 +65,7 @@ class FakeEngine:
         if sum(r.parameters.n for r in self.requests) + parameters.n > self.max_queued:
             raise QueueFull("full")
         n = parameters.n
-        decoders = [self.tokenizer.stream_decoder() for _ in range(n)]
+        decoders = [StoppedText(self.tokenizer.stream_decoder(), parameters.stop) for _ in range(n)]
         drawn: list[list[int]] = [[] for _ in range(n)]
         request = FakeRequest(tuple(prompt), parameters, drawn, decoders, [""] * n)
         self.requests.append(request)
@@ -80,9 +76,17 @@ class FakeEngine:
         if request in self.requests:
             self.requests.remove(request)
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> EngineStatistics:
         n = sum(request.parameters.n for request in self.requests)
-        return Statistics(n, 0, n_free_blocks=64 - n)
+        others = dict.fromkeys(OTHER_COUNTS, 0)
+        return EngineStatistics(
+            n_running=n,
+            n_waiting=0,
+            n_blocks=64,
+            n_free_blocks=64 - n,
+            steps=self.n_steps,
+            **others,
+        )
 
     def step(self) -> list[tuple[FakeRequest, Chunk]]:
         assert threading.get_ident() == self.thread
@@ -107,28 +111,21 @@ class FakeEngine:
         if parameters.max_new_tokens:
             new = (self._draw(request, index, len(drawn)),)
             drawn += new
-        text = "".join(request.decoders[index].add(i) for i in new)
-        before = request.texts[index]
-        whole = before + text
-        reason: Any = None
-        stop_reason = None
-        for stop in parameters.stop:
-            if (at := whole.find(stop)) >= 0:
-                whole, reason, stop_reason = whole[:at], "stop", stop
-        if reason is None and len(drawn) >= min(
-            parameters.max_new_tokens, self.context - len(request.prompt)
-        ):
-            reason = "length"
-            whole += request.decoders[index].finish()
-        request.texts[index] = whole
+        decoder = request.decoders[index]
+        text = "".join(map(decoder.add, new))
+        reason: Any = None if decoder.stopped_by is None else "stop"
+        room = min(parameters.max_new_tokens, self.context - len(request.prompt))
+        if reason is None and len(drawn) >= room:
+            reason, text = "length", text + decoder.finish()
+        request.texts[index] += text
         log_probs = None
         if parameters.log_probs is not None:
             log_probs = tuple(self._scored(i, parameters.log_probs) for i in new)
         completion = None
         if reason is not None:
             request.done.add(index)
-            completion = self._completion(request, index, reason, stop_reason)
-        return Chunk(index, whole[len(before) :], new, log_probs, completion)
+            completion = self._completion(request, index, reason, decoder.stopped_by)
+        return Chunk(index, text, new, log_probs, completion)
 
     def _draw(self, request: FakeRequest, index: int, position: int) -> int:
         if self.faults.pieces:

@@ -125,6 +125,7 @@ def fake_loader(
             tokenizer=tokenizer,
             chat_format=ChatFormat.of(tokenizer),
             context_length=context,
+            block_size=16,
             make_engine=lambda: FakeEngine(
                 tokenizer, faults, context=context, max_queued=max_queued
             ),

@@ -235,6 +235,7 @@ class Exchange:
         """
         if self._begun:
             # The server closes a connection whose answer was not finished.
+            self.status = error.status
             return
         body = json.dumps(error.body()).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))}

@@ -36,7 +36,7 @@ from rslm.infer.openai_schema import GenerationRequest
 from rslm.infer.page import page_and_csp
 from rslm.infer.parameters import Chunk, Completion, SamplingParameters
 from rslm.infer.server_metrics import ServerMetrics
-from rslm.infer.service import LoadedModel, Stream
+from rslm.infer.service import Stream
 
 
 class Server:
@@ -129,7 +129,7 @@ class Server:
         async with _until_disconnected(receive), self._pool.lease(request.model) as loaded:
             # A long text takes a while, in which others' tokens go on.
             prompt_ids = await asyncio.to_thread(_prompt_ids, request, loaded)
-            sampling = _sampling(request, prompt_ids, loaded.model)
+            sampling = _sampling(request, prompt_ids, loaded)
             answer = Answer(request, loaded.model.tokenizer, prompt_ids)
             stream = Stream(prompt_ids, sampling)
             loaded.service.submit(stream)
@@ -271,10 +271,10 @@ def _chat_ids(
 
 
 def _sampling(
-    request: GenerationRequest, prompt_ids: list[tuple[int, ...]], model: LoadedModel
+    request: GenerationRequest, prompt_ids: list[tuple[int, ...]], loaded: Loaded
 ) -> SamplingParameters:
     """What the engine is told: as many tokens as there is room for, and where a turn ends."""
-    longest = max(map(len, prompt_ids))
+    model, longest = loaded.model, max(map(len, prompt_ids))
     room = model.context_length - longest
     if room < (0 if request.max_tokens == 0 else 1):
         raise ApiError(
@@ -283,7 +283,15 @@ def _sampling(
             "messages" if request.is_chat else "prompt",
             code="context_length_exceeded",
         )
-    length = room if request.max_tokens is None else min(request.max_tokens, room)
+    if request.max_tokens is None:
+        statistics = loaded.service.statistics
+        if statistics is not None:
+            # A small cache may hold less than the context. The last id needs no place in it.
+            cached = statistics.n_blocks * model.block_size
+            room = max(1, min(room, cached + 1 - longest))
+        length = room
+    else:
+        length = min(request.max_tokens, room)
     if model.chat_format is None or not request.is_chat:
         return replace(request.sampling, max_new_tokens=length)
     return replace(

@@ -74,8 +74,17 @@ class ServerMetrics:
 
 
 ENGINE_FIELDS = (
-    ("n_running", "gauge", "Sequences in the running batch."),
-    ("n_waiting", "gauge", "Sequences that wait for room."),
+    ("n_running", "gauge", "Sequences that run."),
+    ("n_waiting", "gauge", "Sequences that wait for their turn."),
     ("n_blocks", "gauge", "Blocks of the cache."),
-    ("n_free_blocks", "gauge", "Blocks of the cache that are free."),
+    ("n_free_blocks", "gauge", "Blocks of the cache that no sequence holds."),
+    ("prompt_tokens", "counter", "Tokens of prompts that were read."),
+    ("generated_tokens", "counter", "Tokens that were drawn."),
+    ("prefix_lookups", "counter", "Tokens of prompts looked for in the prefix cache."),
+    ("prefix_hits", "counter", "Tokens of prompts found in the prefix cache."),
+    ("draft_proposed", "counter", "Drafted tokens that were verified."),
+    ("draft_accepted", "counter", "Drafted tokens that were right."),
+    ("preemptions", "counter", "Sequences that lost their blocks and were read again."),
+    ("steps", "counter", "Steps of the engine."),
 )
+"""What `EngineStatistics` says; counts begin anew with each engine."""

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from rslm.errors import one_line
 from rslm.infer.api_fields import ApiError
+from rslm.infer.options import EngineStatistics, QueueFull
 from rslm.infer.parameters import Chunk, SamplingParameters
 
 if TYPE_CHECKING:
     from rslm.chat import ChatFormat
-    from rslm.infer.engine import Engine, EngineStatistics
+    from rslm.infer.engine import Engine
     from rslm.tokenizer import Tokenizer
 
 MAX_FAILURES = 3
@@ -41,12 +42,14 @@ class LoadedModel:
         tokenizer: usable from any thread.
         chat_format: how conversations become prompts; None where there is no way.
         context_length: ids that a sequence may have.
+        block_size: ids in a block of the engine's cache.
         make_engine: a fresh engine of the model, called in the service's thread.
     """
 
     tokenizer: "Tokenizer"
     chat_format: "ChatFormat | None"
     context_length: int
+    block_size: int
     make_engine: "Callable[[], Engine]"
 
 
@@ -135,9 +138,7 @@ class Counts:
     """What a service has done since it started; written by its thread alone."""
 
     n_failed_steps: int = 0
-    n_steps: int = 0
     step_seconds: float = 0.0
-    first_token_seconds: list[float] = field(default_factory=list)
 
 
 class EngineService:
@@ -170,6 +171,7 @@ class EngineService:
         self._streams: set[Stream] = set()
         self._running: dict[int, _Running] = {}
         self._n_failures_in_a_row = 0
+        self._made: Engine | None = None
         self.counts = Counts()
         self.statistics: EngineStatistics | None = None
         self.broken: str | None = None
@@ -194,6 +196,12 @@ class EngineService:
         if self.broken is not None:
             raise ApiError(
                 f"the engine has failed: {self.broken}", status=500, code="engine_failed"
+            )
+        n_choices = len(stream.prompts) * stream.parameters.n
+        if n_choices > self._max_waiting:
+            raise ApiError(
+                f"a request must ask for at most {self._max_waiting} completions, got {n_choices}",
+                "n",
             )
         with self._lock:
             if self._closing:
@@ -237,7 +245,7 @@ class EngineService:
     def _work(self) -> None:
         try:
             model = self._load()
-            self._engine = model.make_engine()
+            self._made = model.make_engine()
         except BaseException as error:
             failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
             self._call(self._set_failed, failure)
@@ -254,7 +262,8 @@ class EngineService:
             self._give_up(error)
         finally:
             # Weights and cache go with the engine, before anything else is loaded.
-            del self._engine, self._make_engine, self._load
+            self._made = None
+            del self._make_engine, self._load
             self._call(self._ended.set)
 
     def _obey(self) -> bool:
@@ -295,7 +304,7 @@ class EngineService:
 
     def _refusal(self, error: Exception) -> ApiError:
         """What a client is told that the engine would not take."""
-        if type(error).__name__ == "QueueFull":
+        if isinstance(error, QueueFull):
             return queue_full()
         if isinstance(error, ValueError):
             return ApiError(one_line(str(error)))
@@ -310,7 +319,6 @@ class EngineService:
             self._recover(error)
             return
         self._n_failures_in_a_row = 0
-        self.counts.n_steps += 1
         self.counts.step_seconds += time.perf_counter() - started
         events = []
         for request, chunk in produced:
@@ -339,8 +347,9 @@ class EngineService:
         if self._n_failures_in_a_row >= MAX_FAILURES:
             raise error
         # The old one's cache is freed first: there may be no memory for both.
-        self._engine = None
-        self._engine = self._make_engine()
+        self._made = None
+        self._made = self._make_engine()
+        self._note_statistics()
 
     def _give_up(self, error: BaseException) -> None:
         with self._lock:
@@ -352,6 +361,11 @@ class EngineService:
         streams = waiting | {running.stream for running in self._running.values()}
         self._running.clear()
         self._call(self._fail, streams, engine_failed(error))
+
+    @property
+    def _engine(self) -> "Engine":
+        assert self._made is not None, "it is gone only between two engines"
+        return self._made
 
     def _note_statistics(self) -> None:
         self.statistics = self._engine.statistics()

@@ -98,6 +98,7 @@ def model_loader(device: str, options: "EngineOptions") -> Callable[[Path], Load
             tokenizer=tokenizer,
             chat_format=load_chat_format(path, tokenizer),
             context_length=model.config.context_length,
+            block_size=options.block_size,
             make_engine=lambda: Engine(model, tokenizer, options),
         )
 
