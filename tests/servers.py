@@ -132,3 +132,15 @@ def fake_loader(
         )
 
     return load
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Waits for what comes from another thread; the test's own timeout ends it."""
+    pause = threading.Event()
+    while True:
+        try:
+            if holds():
+                return
+        except KeyError:
+            pass
+        pause.wait(0.01)

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 from fake_engine import Faults
-from servers import Running, fake_loader, running
+from servers import Running, fake_loader, running, until
 
 from rslm.tokenizer import Tokenizer
 
@@ -376,15 +376,3 @@ def test_a_disconnect_cancels_within_a_step(server: Running, faults: Faults):
 
 def has_counted(server: Running, name: str, n: int) -> bool:
     return server.metrics()[name] == n
-
-
-def until(holds: Callable[[], object]) -> None:
-    """Waits for what comes from another thread; the test's own timeout ends it."""
-    pause = threading.Event()
-    while True:
-        try:
-            if holds():
-                return
-        except KeyError:
-            pass
-        pause.wait(0.01)

@@ -32,7 +32,6 @@ SECURITY_HEADERS = {
     "cache-control": "no-store",
 }
 MAX_JSON_DEPTH = 64
-_DISCARD_SECONDS = 2.0
 _DISCARD_BYTES = 64 << 20
 
 
@@ -46,6 +45,8 @@ class Limits:
         header_seconds: in which a request line and its headers must arrive.
         write_seconds: for which a client may leave what was sent to it unread.
         idle_seconds: for which a connection may stand without a request.
+        discard_seconds: for which a body that was refused is read on, so that its sender, who
+            may not listen before, gets to see the answer.
         connections: at once.
     """
 
@@ -53,7 +54,8 @@ class Limits:
     body_seconds: float = 30.0
     header_seconds: float = 10.0
     write_seconds: float = 60.0
-    idle_seconds: int = 30
+    idle_seconds: float = 30.0
+    discard_seconds: float = 2.0
     connections: int = 512
 
 
@@ -156,20 +158,23 @@ class Guard:
     Args:
         app: what answers.
         access: who may ask.
-        report: told the traceback of what failed without being a client's fault.
-        log: told method, path, status and seconds of each request; None tells nobody.
+        limits: of one client.
+        report: told what failed without being a client's fault.
+        done: told method, path, status and seconds of each request.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         access: Access,
+        limits: Limits,
         *,
         report: Callable[[BaseException], None],
         done: Callable[[str, str, int, float], None],
     ) -> None:
         self._app = app
         self._access = access
+        self._limits = limits
         self._report = report
         self._done = done
 
@@ -179,7 +184,7 @@ class Guard:
             return
         started = time.perf_counter()
         headers = Headers(scope=scope)
-        exchange = Exchange(receive, send, has_body=_has_body(headers))
+        exchange = Exchange(receive, send, self._limits, has_body=_has_body(headers))
         try:
             self._access.check(scope["method"], scope["path"], headers)
             await self._app(scope, exchange.receive, exchange.send)
@@ -202,7 +207,8 @@ def _has_body(headers: Headers) -> bool:
 class Exchange:
     """One request and its answer, as far as they have come."""
 
-    def __init__(self, receive: Receive, send: Send, *, has_body: bool) -> None:
+    def __init__(self, receive: Receive, send: Send, limits: Limits, *, has_body: bool) -> None:
+        self._limits = limits
         self._receive = receive
         self._send = send
         self._body_is_read = not has_body
@@ -230,7 +236,7 @@ class Exchange:
     async def answer_error(self, error: ApiError) -> None:
         """Answers with an error, unless an answer has begun.
 
-        A body that nobody will read is read to some length all the same: a client that is still
+        A body that nobody wants is read to some length all the same: a client that is still
         sending when the connection closes never sees the answer.
         """
         if self._begun:
@@ -256,7 +262,7 @@ class Exchange:
     async def _discard(self) -> None:
         n_bytes = 0
         try:
-            async with asyncio.timeout(_DISCARD_SECONDS):
+            async with asyncio.timeout(self._limits.discard_seconds):
                 while not self._body_is_read and n_bytes < _DISCARD_BYTES:
                     message = await self.receive()
                     n_bytes += len(message.get("body", b""))

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from rslm.infer.http_guard import SECURITY_HEADERS, Limits
 
 MAX_HEADER_BYTES = 1 << 15
+_SEND_BUFFER_BYTES = 1 << 17
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 """When a peer that has vanished without a word is found to be gone."""
 
@@ -47,7 +48,7 @@ class Protocol(H11Protocol):
             transport.close()
             self._abort_later(transport)
             return
-        _find_dead_peers(transport.get_extra_info("socket"))
+        _set_up(transport.get_extra_info("socket"))
         super().connection_made(transport)
         self._await_headers()
 
@@ -134,10 +135,11 @@ _TOO_MANY = _plain_answer(
 )
 
 
-def _find_dead_peers(sock: socket.socket | None) -> None:
-    """Has the system ask a silent peer whether it is still there."""
+def _set_up(sock: socket.socket | None) -> None:
+    """Bounds what waits for a slow peer, and has a silent one asked whether it is still there."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:
         if (option := getattr(socket, name, None)) is not None:
@@ -187,7 +189,8 @@ async def serve_app(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=limits.idle_seconds,
+        # Only handed to the loop, which takes fractions.
+        timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=int(close_seconds) + 2,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )

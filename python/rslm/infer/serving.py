@@ -185,7 +185,7 @@ async def _serve(
     )
     app = Server(pool, options.limits, measured).app()
     await serve_app(
-        Guard(app, options.access, report=report_bug, done=note_done),
+        Guard(app, options.access, options.limits, report=report_bug, done=note_done),
         listener,
         options.limits,
         close=lambda: pool.close(options.close_seconds),
