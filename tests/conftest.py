@@ -4,9 +4,10 @@ import functools
 import lzma
 import os
 import random
+import shutil
 import signal
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,16 @@ def tiny_config(token_files: tuple[Path, Path], tmp_path: Path) -> Callable[...,
         "device": "cpu",
     }
     return lambda **changes: TrainConfig(**{**options, **changes})
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium; skips without it or without playwright."""
+    api = pytest.importorskip("playwright.sync_api")
+    if not (path := shutil.which("chromium")):
+        pytest.skip("needs chromium")
+    with api.sync_playwright() as playwright:
+        # As root, as in a container, Chromium starts only without its sandbox.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -44,7 +44,7 @@ class FakeServer:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=[0.01], daemon=True)
 
     @contextmanager
     def running(self) -> Iterator["FakeServer"]:

@@ -1,6 +1,5 @@
 """The report on a pipeline in a real browser: it loads alone, runs no text, reads anywhere."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,18 +30,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_stages(plan, SHARDS)
     write_page(read_view(plan.folder), folder / "page.html", None)
     return folder / "page.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    if not (path := shutil.which("chromium")):
-        pytest.skip("needs chromium")
-    with api.sync_playwright() as playwright:
-        # As root, as in a container, Chromium starts only without its sandbox.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

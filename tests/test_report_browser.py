@@ -1,7 +1,6 @@
 """A report in a real browser: it loads alone, draws, zooms, switches, sorts, and runs no text."""
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +14,6 @@ from rslm.experiment.report import write_report
 
 MODEL = TransformerConfig(vocab_size=512)
 HOSTILE = "<img src=x onerror=window.hacked=1>&amp;"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    if not (path := shutil.which("chromium")):
-        pytest.skip("needs chromium")
-    with api.sync_playwright() as playwright:
-        # As root, as in a container, Chromium starts only without its sandbox.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

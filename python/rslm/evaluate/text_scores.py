@@ -57,6 +57,11 @@ class TextScores:
         return math.fsum(self.losses) / len(self.losses)
 
     @property
+    def perplexity(self) -> float:
+        """exp of the loss, at most the largest float64."""
+        return math.exp(min(self.loss, 709.0))
+
+    @property
     def bits_per_byte(self) -> float | None:
         """Sum of the losses / (ln 2 x bytes of the predicted tokens); None without any byte."""
         return math.fsum(self.losses) / (math.log(2) * self.n_bytes) if self.n_bytes else None
@@ -72,9 +77,9 @@ class TextScores:
             "n_tokens": len(self.tokens),
             "n_predicted": len(self.losses),
             "n_bytes": self.n_bytes,
-            "loss": self.loss,
-            "perplexity": math.exp(min(self.loss, 700.0)),
-            "bits_per_byte": self.bits_per_byte,
+            "loss": _finite(self.loss),
+            "perplexity": self.perplexity,
+            "bits_per_byte": _finite(self.bits_per_byte),
             "accuracy": self.accuracy,
             "tokens": [self._token_record(token) for token in self.tokens],
         }
@@ -85,9 +90,7 @@ class TextScores:
             for token_id, log_prob in token.top
             if math.isfinite(log_prob)
         ]
-        is_finite = token.log_prob is not None and math.isfinite(token.log_prob)
-        log_prob = token.log_prob if is_finite else None
-        scores = {"log_prob": log_prob, "rank": token.rank, "top": top}
+        scores = {"log_prob": _finite(token.log_prob), "rank": token.rank, "top": top}
         return self._named(token.token_id) | scores
 
     def _named(self, token_id: int) -> dict[str, Any]:
@@ -95,6 +98,11 @@ class TextScores:
         text = data.decode("utf-8", "replace")
         is_text = text.encode() == data
         return {"id": token_id, "text": text} | ({} if is_text else {"bytes": list(data)})
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON has."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def score_text(

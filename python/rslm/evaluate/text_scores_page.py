@@ -61,18 +61,21 @@ def make_page(scores: TextScores, *, text_name: str, model_name: str) -> Page:
 
 
 def _facts(scores: TextScores) -> Facts:
-    perplexity = math.exp(min(scores.loss, 700.0))
     bits = scores.bits_per_byte
     shown = "-" if bits is None else f"{bits:.4f}"
     return Facts(
         facts=[
             Fact(label="Loss", value=f"{scores.loss:.4f}", note="nats per token"),
-            Fact(label="Perplexity", value=f"{perplexity:,.2f}"),
+            Fact(label="Perplexity", value=_readable(scores.perplexity)),
             Fact(label="Bits per byte", value=shown, note=f"over {scores.n_bytes:,} bytes"),
             Fact(label="Tokens", value=f"{len(scores.losses):,}", note="predicted"),
             Fact(label="Right at once", value=f"{scores.accuracy:.1%}", note="likeliest token"),
         ]
     )
+
+
+def _readable(value: float) -> str:
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"
 
 
 def _heat_map(scores: TextScores) -> Tokens:

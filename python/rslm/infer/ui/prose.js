@@ -37,9 +37,12 @@ function proseView() {
 
   const mayBeFence = (text) => /^ {0,3}(?:`{0,2}|~{0,2}|`{3,}[^`]*|~{3,}.*)$/.test(text);
 
+  const fenceOf = (text) => /^ {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)$/.exec(text);
+  const closes = (found) => fence && found?.[1].startsWith(fence) && !found[2].trim();
+
   function endLine() {
-    const found = nShown === 0 && /^ {0,3}(`{3,}|~{3,})(.*)$/.exec(line);
-    if (fence && found && found[1].startsWith(fence) && !found[2].trim()) {
+    const found = fenceOf(line);
+    if (closes(found)) {
       [fence, node, block] = [null, null, null];
     } else if (!fence && found) {
       fence = found[1];
@@ -61,8 +64,7 @@ function proseView() {
   }
 
   function finish() {
-    const isEnd = fence && nShown === 0 && line.trim().startsWith(fence);
-    if (!isEnd) write(line.slice(nShown));
+    if (!closes(fenceOf(line))) write(line.slice(nShown));
     [line, nShown] = ["", 0];
   }
 
