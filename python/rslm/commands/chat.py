@@ -213,7 +213,7 @@ class Conversation:
         sys.stdout.flush()
         speed.tell("stopped" if is_interrupted() else f"seed {self.seed}")
         self.seed += 1
-        self.messages.append({"role": "assistant", "content": "".join(pieces).strip()})
+        self.messages.append({"role": "assistant", "content": "".join(pieces)})
         return True
 
     def _asked(self, n_prompt: int) -> "SamplingParameters":

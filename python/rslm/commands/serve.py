@@ -102,7 +102,7 @@ def engine_options_of(options: ServeOptions) -> "EngineOptions":
     return EngineOptions(
         max_sequences=options.max_sequences,
         max_queued=options.max_queued,
-        cache_bytes=parse_bytes(options.cache_memory),
+        cache_bytes=parse_bytes(options.cache_memory, "cache_memory"),
         exact=options.exact,
         quantize="int8" if options.int8 else None,
         compile=options.compile,
