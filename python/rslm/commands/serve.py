@@ -1,7 +1,6 @@
 """`rslm serve`."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +51,8 @@ class ServeOptions:
     """Compile the model, which takes a while at first."""
     draft_tokens: int = 0
     """Tokens to guess ahead from the text so far; 0 guesses none. Answers stay the same."""
+    max_body: str = "1MiB"
+    """The longest body of a request."""
     close_seconds: float = 10.0
     """What running answers have to end when the server is stopped."""
     access_log: Switch = False
@@ -62,6 +63,7 @@ class ServeOptions:
 
 def serve(options: ServeOptions) -> None:
     """Prints the address and answers until it is stopped."""
+    from rslm.infer.http_guard import Limits
     from rslm.infer.load import find_models
     from rslm.infer.serving import ServingOptions, model_loader
     from rslm.infer.serving import serve as answer
@@ -74,6 +76,7 @@ def serve(options: ServeOptions) -> None:
         max_models=options.max_models,
         max_queued=options.max_queued,
         close_seconds=options.close_seconds,
+        limits=Limits(body_bytes=parse_bytes(options.max_body, "max_body") or 0),
     )
     engine_options = engine_options_of(options)
     models = find_models(options.run)
@@ -88,7 +91,7 @@ def serve(options: ServeOptions) -> None:
         model_loader(options.device, engine_options),
         serving,
         on_start=lambda url, server: print(url, flush=True),
-        report=lambda text: print(text, file=sys.stderr, flush=True),
+        report=note,
         log=(lambda line: note(printable(line))) if options.access_log else None,
     )
 

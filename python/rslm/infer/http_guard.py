@@ -50,7 +50,7 @@ class Limits:
         connections: at once.
     """
 
-    body_bytes: int = 4 << 20
+    body_bytes: int = 1 << 20
     body_seconds: float = 30.0
     header_seconds: float = 10.0
     write_seconds: float = 60.0

@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rslm.infer.api_fields import ApiError
-from rslm.infer.service import EngineService, LoadedModel, load_failed, queue_full, stopping
+from rslm.infer.service import EngineService, LoadedModel
+from rslm.infer.token_stream import load_failed, queue_full, stopping
+
+_FIND_SECONDS = 2.0
+"""For which the list of models is good: a folder of thousands of runs takes a while to read."""
 
 
 @dataclass(eq=False)
@@ -22,6 +26,7 @@ class Loaded:
     """A model in memory, and the requests it has."""
 
     name: str
+    path: Path
     model: LoadedModel
     service: EngineService
     n_leases: int = 0
@@ -60,12 +65,27 @@ class ModelPool:
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changing: asyncio.Task[None] | None = None
         self._closing = False
+        self._found: Mapping[str, Path] | None = None
+        self._found_at = 0.0
         self.loaded: dict[str, Loaded] = {}
         self.n_loads = 0
 
-    def models(self) -> Mapping[str, Path]:
-        """Names and folders of the models there are."""
-        return self._find()
+    async def models(self) -> Mapping[str, Path]:
+        """Names and folders of the models there are, as of a moment ago.
+
+        Raises:
+            ApiError: the folder cannot be read.
+        """
+        now = time.monotonic()
+        if self._found is None or now - self._found_at > _FIND_SECONDS:
+            try:
+                self._found = await asyncio.to_thread(self._find)
+            except OSError as error:
+                raise ApiError(
+                    f"the models cannot be listed: {error.strerror or error}", status=500
+                ) from None
+            self._found_at = now
+        return self._found
 
     @property
     def n_waiting(self) -> int:
@@ -87,7 +107,8 @@ class ModelPool:
             self._release(loaded)
 
     async def _acquire(self, name: str) -> Loaded:
-        path = self._find().get(name)
+        loaded = self.loaded.get(name)
+        path = loaded.path if loaded is not None else (await self.models()).get(name)
         if path is None:
             raise ApiError(
                 f"the model {name!r:.80} does not exist; /v1/models lists those that do",
@@ -153,7 +174,7 @@ class ModelPool:
             service = self._make_service(first.path)
             self.n_loads += 1
             model = await service.start()
-            self.loaded[first.name] = Loaded(first.name, model, service)
+            self.loaded[first.name] = Loaded(first.name, first.path, model, service)
         except Exception as error:
             failure = load_failed(first.name, first.path, error)
             for waiting in [waiting for waiting in self._waiting if waiting.name == first.name]:

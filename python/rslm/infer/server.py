@@ -32,11 +32,11 @@ from rslm.infer.api_fields import ApiError
 from rslm.infer.http_guard import Limits, read_json
 from rslm.infer.model_pool import Loaded, ModelPool
 from rslm.infer.openai_answers import Answer, decode, token_bytes
-from rslm.infer.openai_schema import GenerationRequest
+from rslm.infer.openai_schema import GenerationRequest, TokenizeRequest
 from rslm.infer.page import page_and_csp
 from rslm.infer.parameters import Chunk, Completion, SamplingParameters
 from rslm.infer.server_metrics import ServerMetrics
-from rslm.infer.service import Stream
+from rslm.infer.token_stream import Stream
 
 
 class Server:
@@ -86,12 +86,12 @@ class Server:
         return Response(self._measured.text(self._pool), media_type=metrics.CONTENT_TYPE)
 
     async def _models(self, request: Request) -> Response:
-        models = await asyncio.to_thread(self._pool.models)
+        models = await self._pool.models()
         data = [self._describe(name, path) for name, path in models.items()]
         return JSONResponse({"object": "list", "data": data})
 
     async def _model(self, request: Request) -> Response:
-        name, models = request.path_params["id"], await asyncio.to_thread(self._pool.models)
+        name, models = request.path_params["id"], await self._pool.models()
         if name not in models:
             raise ApiError(
                 f"the model {name!r:.80} does not exist",
@@ -148,7 +148,7 @@ class Server:
         async for index, chunk in stream.chunks():
             self._note(index, chunk, completions)
         whole = answer.whole([completions[index] for index in sorted(completions)])
-        await _send_json(send, whole)
+        await _send_json(send, _json(whole))
 
     async def _send_pieces(self, answer: Answer, stream: Stream, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -174,28 +174,15 @@ class Server:
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = openai_schema.tokenize_request(await read_json(scope, receive, self._limits))
         async with self._pool.lease(asked.model) as loaded:
-            model = loaded.model
-            if asked.messages is not None:
-                token_ids = _chat_ids(asked.messages, asked.add_generation_prompt, loaded)
-            else:
-                encode = model.tokenizer.encode_ordinary
-                token_ids = tuple(await asyncio.to_thread(encode, asked.prompt or ""))
-            pieces = [token_bytes(model.tokenizer, token_id) for token_id in token_ids]
-            answer = {
-                "count": len(token_ids),
-                "max_model_len": model.context_length,
-                "tokens": list(token_ids),
-                "token_strs": [piece.decode("utf-8", "replace") for piece in pieces],
-                "token_bytes": [list(piece) for piece in pieces],
-            }
-        await _send_json(send, answer)
+            body = await asyncio.to_thread(_tokenized, asked, loaded)
+        await _send_json(send, body)
 
     async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = await read_json(scope, receive, self._limits)
         name, token_ids = openai_schema.detokenize_request(record)
         async with self._pool.lease(name) as loaded:
             text = await asyncio.to_thread(decode, loaded.model.tokenizer, token_ids)
-        await _send_json(send, {"prompt": text})
+        await _send_json(send, _json({"prompt": text}))
 
 
 class _Post:
@@ -248,6 +235,26 @@ def _prompt_ids(request: GenerationRequest, loaded: Loaded) -> list[tuple[int, .
         ids = tokenizer.encode_ordinary(prompt) if isinstance(prompt, str) else prompt
         prompts.append(tuple(ids) or begin)
     return prompts
+
+
+def _tokenized(asked: TokenizeRequest, loaded: Loaded) -> bytes:
+    """The answer that shows tokens, as JSON; a long text makes some megabytes of it."""
+    model = loaded.model
+    if asked.messages is not None:
+        ids = _chat_ids(asked.messages, asked.add_generation_prompt, loaded)
+    else:
+        ids = tuple(model.tokenizer.encode_ordinary(asked.prompt or ""))
+    pieces = {token_id: token_bytes(model.tokenizer, token_id) for token_id in set(ids)}
+    texts = {token_id: piece.decode("utf-8", "replace") for token_id, piece in pieces.items()}
+    return _json(
+        {
+            "count": len(ids),
+            "max_model_len": model.context_length,
+            "tokens": ids,
+            "token_strs": [texts[token_id] for token_id in ids],
+            "token_bytes": [list(pieces[token_id]) for token_id in ids],
+        }
+    )
 
 
 def _chat_ids(
@@ -311,8 +318,7 @@ def _no_route(scope: Scope, error: HTTPException) -> ApiError:
     )
 
 
-async def _send_json(send: Send, record: dict[str, Any]) -> None:
-    body = _json(record)
+async def _send_json(send: Send, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
