@@ -238,6 +238,22 @@ def test_narrow_window_scrolls_in_one_direction_only(open_window: Callable[..., 
     assert box["y"] + box["height"] <= 640
 
 
+def test_token_is_touched_and_left(open_window: Callable[..., Any]) -> None:
+    page = open_window(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.locator(".show-heat").first.check()
+    say(page, "Go")
+    detail = page.get_by_role("tooltip")
+    page.locator(".token").nth(2).tap()
+    assert detail.locator(".name").text_content() == "␣word2"
+    page.wait_for_timeout(300)
+    assert detail.is_visible()
+    box = detail.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    page.locator(".who").first.tap()
+    detail.wait_for(state="hidden")
+
+
 def test_settings_lie_over_a_narrow_window(open_window: Callable[..., Any]) -> None:
     page = open_window(viewport={"width": 390, "height": 844})
     assert not page.locator("#settings").is_visible()

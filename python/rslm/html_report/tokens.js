@@ -186,7 +186,7 @@ function predictionDetail(token) {
     lines.push("not predicted: nothing stands before it");
   }
   const place = token.rank ?? token.top.findIndex((one) => sameToken(one, token)) + 1;
-  if (place > 0 && lines.length) lines.push(`place ${place.toLocaleString("en")} of all tokens`);
+  if (place > 0 && lines.length) lines.push(place === 1 ? "the likeliest token" : `place ${place.toLocaleString("en")} of all tokens`);
   if (token.id !== undefined) lines.push(`id ${token.id}`);
   const isAmong = token.top.some((one) => sameToken(one, token));
   const shown = isAmong || !Number.isFinite(token.logProb) ? token.top : [...token.top, token];
@@ -317,5 +317,10 @@ function tokenList({ label, classOf, detailOf, fill = showPieces, endsBlock = en
   });
   return { element: list, add };
 }
+addEventListener("pointerdown", (event) => {
+  // A finger has no way to leave a token but by touching something else.
+  const isInside = event.target.closest?.(".token, .detail");
+  if (event.pointerType === "touch" && !isInside) tokenDetail.hide();
+});
 addEventListener("scroll", tokenDetail.follow, { capture: true, passive: true });
 addEventListener("resize", tokenDetail.follow, { passive: true });

@@ -6,8 +6,12 @@ const announce = (text) => {
   requestAnimationFrame(() => (byId("status").textContent = text));
 };
 
-// Frames do not come to a page that nobody looks at.
-const soon = (work) => (document.hidden ? setTimeout(work, 100) : requestAnimationFrame(work));
+// Frames do not come to a page that nobody looks at; and where drawing takes long, as in one
+// paragraph of ten thousand tokens, most of the time is left to the keyboard.
+function soon(work, lastSeconds) {
+  if (document.hidden || lastSeconds > 0.016) setTimeout(work, Math.max(100, 3000 * lastSeconds));
+  else requestAnimationFrame(work);
+}
 
 const isHeatShown = () => document.querySelector(".show-heat").checked;
 
@@ -78,7 +82,7 @@ function answerView(answer, { onRetry, actions = () => [] }) {
   const element = make("article", "answer");
   const [body, foot] = [make("div", "answer-body"), make("div", "foot")];
   let [prose, heat] = [null, null];
-  let [nCharacters, nTokens, isWaiting] = [0, 0, false];
+  let [nCharacters, nTokens, isWaiting, drawSeconds] = [0, 0, false, 0];
   element.append(body, foot);
 
   function rebuild() {
@@ -112,16 +116,19 @@ function answerView(answer, { onRetry, actions = () => [] }) {
   function changed() {
     if (!isWaiting) {
       isWaiting = true;
-      soon(() => isWaiting && following(draw));
+      soon(() => isWaiting && following(draw), drawSeconds);
     }
   }
 
   // The end stays in view for those who look at it.
   function following(work) {
     const scroller = element.closest(".scroller");
+    const begin = performance.now();
     const isAtEnd = scroller && scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
     work();
-    if (isAtEnd) scroller.scrollTop = scroller.scrollHeight;
+    // Asking for a height makes the browser lay the page out, so that the time holds that, too.
+    if (isAtEnd && scroller.scrollHeight) scroller.scrollTop = scroller.scrollHeight;
+    drawSeconds = (performance.now() - begin) / 1000;
   }
 
   function ended() {

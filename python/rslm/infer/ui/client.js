@@ -37,7 +37,7 @@ async function request(path, body, signal) {
 }
 
 async function refusal(response) {
-  if (response.status === 401) return new ServerError("The server asks for a bearer token.", 401);
+  if (response.status === 401) return new ServerError("The server asks for a bearer token: give it in the settings, and press Enter.", 401);
   let message = `The server answered ${response.status} ${response.statusText}`.trim();
   try {
     message = (await response.json()).error.message || message;
