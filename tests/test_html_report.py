@@ -31,9 +31,11 @@ from rslm.html_report.blocks import (
     PassageGroup,
     Passages,
     Plot,
+    ScoredToken,
     Section,
     Table,
     Texts,
+    Tokens,
     Trace,
 )
 from rslm.html_report.escaping import clean, clean_lines, to_json
@@ -139,6 +141,11 @@ def make_page(text: str) -> Page:
                 )
             ],
         ),
+        Tokens(
+            caption=text,
+            vocab={0: text.encode("utf-8", "surrogatepass"), 1: b"\xe2"},
+            tokens=[ScoredToken(token_id=0), ScoredToken(token_id=1, log_prob=-1.0, rank=2)],
+        ),
     ]
     sections = [Section(title=text, lead=text, blocks=blocks), Section(title="end")]
     return Page(title=text, lead=text, sections=sections, footer=text)
@@ -167,10 +174,10 @@ def test_policy_names_the_scripts_and_nothing_else(parsed: Parsed) -> None:
     assert rules["default-src"] == "'none'"
     assert "connect-src" not in rules
     # The browser hashes what stands between the tags.
-    _, plotly, script = parsed.text("script")
+    _, tokens, plotly, script = parsed.text("script")
     hashes = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for text in (plotly, script)
+        for text in (tokens, plotly, script)
     ]
     assert rules["script-src"].split() == [f"'sha256-{value}'" for value in hashes]
     assert rules["img-src"] == "data: blob:"
@@ -202,9 +209,14 @@ def test_hostile_text_stays_text(text: str, parsed: Parsed) -> None:
     assert hostile.text("h1") == [clean(text)]
     first, *_ = pres = hostile.text("pre")
     assert first == f"\na\n{clean_lines(text)}"
-    assert pres[1:] == [f"\n{clean_lines(text)}", "\na", "b"]
+    encoded = text.encode("utf-8", "surrogatepass")
+    as_tokens = clean_lines((encoded + b"\xe2").decode("utf-8", "replace"))
+    assert pres[1:] == [f"\n{clean_lines(text)}", "\na", "b", f"\n{as_tokens}"]
     assert hostile.text("mark") == [clean_lines(text)]
     data = json.loads(hostile.text("script")[0])
+    vocab = data["tokens-4"]["vocab"]
+    assert vocab["1"] == [0xE2]
+    assert vocab["0"] in (text, list(encoded))
     assert data["figure-0"]["lines"][0]["name"] == clean(text)
     assert data["texts-3"]["texts"][0]["10"] == clean_lines(text)
 
@@ -316,7 +328,8 @@ def test_page_of_50_curves_of_100_000_rows_stays_small(
 
 def test_assets_hold_no_names_that_the_page_does_not_have() -> None:
     folder = Path(page_module.__file__).parent
-    script, style = ((folder / f"page.{kind}").read_text() for kind in ("js", "css"))
+    script = "".join((folder / f"{name}.js").read_text() for name in ("page", "tokens"))
+    style = "".join((folder / name).read_text() for name in page_module.STYLES)
     assert "innerHTML" not in script
     assert "eval" not in script
     used = set(re.findall(r"var\((--[\w-]+)\)", style)) | set(

@@ -328,29 +328,6 @@
     });
   }
 
-  // The text stands there already; the script makes a list of its tokens.
-  function setUpTokens(block, spec) {
-    const entry = (id, logProb) => {
-      const shown = spec.vocab[id];
-      const text = typeof shown === "string" ? { text: shown } : { bytes: shown };
-      return { ...text, id, logProb: logProb ?? NaN };
-    };
-    const list = tokenList({
-      label: block.querySelector("p").textContent,
-      classOf: (token) => (Number.isFinite(token.logProb) ? `h${shadeOf(token.logProb)}` : "h0"),
-      detailOf: predictionDetail,
-    });
-    list.add(
-      spec.tokens.map(([id, logProb, rank, ...top]) => ({
-        ...entry(id, logProb),
-        rank,
-        top: top.map((pair) => entry(...pair)),
-      })),
-    );
-    block.querySelector("p").append(" ", shadeScale());
-    block.querySelector("pre").replaceWith(list.element);
-  }
-
   function setUpTable(table) {
     const heads = [...table.tHead.rows[0].cells];
     const body = table.tBodies[0];
@@ -393,7 +370,7 @@
     plot: setUpPlot,
     forest: setUpForest,
     texts: setUpTexts,
-    tokens: setUpTokens,
+    tokens: (block, spec) => scoredTokens(block, spec),
   };
   for (const [name, spec] of Object.entries(figures)) {
     setUps[spec.kind](document.getElementById(name), spec);

@@ -317,6 +317,29 @@ function tokenList({ label, classOf, detailOf, fill = showPieces, endsBlock = en
   });
   return { element: list, add };
 }
+// Makes a list of tokens of a report's text that stands there already.
+function scoredTokens(block, spec) {
+  const entry = (id, logProb) => {
+    const shown = spec.vocab[id];
+    const text = typeof shown === "string" ? { text: shown } : { bytes: shown };
+    return { ...text, id, logProb: logProb ?? NaN };
+  };
+  const list = tokenList({
+    label: block.querySelector("p").textContent,
+    classOf: (token) => (Number.isFinite(token.logProb) ? `h${shadeOf(token.logProb)}` : "h0"),
+    detailOf: predictionDetail,
+  });
+  list.add(
+    spec.tokens.map(([id, logProb, rank, ...top]) => ({
+      ...entry(id, logProb),
+      rank,
+      top: top.map((pair) => entry(...pair)),
+    })),
+  );
+  block.querySelector("p").append(" ", shadeScale());
+  block.querySelector("pre").replaceWith(list.element);
+}
+
 addEventListener("pointerdown", (event) => {
   // A finger has no way to leave a token but by touching something else.
   const isInside = event.target.closest?.(".token, .detail");
