@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_openai import FakeServer, Script
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_page import Window, say, wait_until
 
@@ -233,6 +233,9 @@ def test_narrow_window_scrolls_in_one_direction_only(open_window: Callable[..., 
     page.get_by_role("tab", name="Chat").click()
     say(page, "long" * 200)
     assert page.evaluate("document.documentElement.scrollWidth") == 320
+    # Nor is anything cut off.
+    cut = "(all) => all.filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert page.locator("#messages > li, .user-text, .prose").evaluate_all(cut) == 0
     box = page.locator("#send").bounding_box()
     assert box["x"] + box["width"] <= 320
     assert box["y"] + box["height"] <= 640
@@ -271,6 +274,7 @@ def test_settings_lie_over_a_narrow_window(open_window: Callable[..., Any]) -> N
     page.locator("#settings:not(:modal)").wait_for()
     page.get_by_role("button", name="Close").click()
     assert not page.locator("#settings").is_visible()
+    assert page.evaluate("document.activeElement.id") == "open-settings"
 
 
 def test_colours_follow_the_system_and_the_switch(open_window: Callable[..., Any]) -> None:
@@ -336,6 +340,7 @@ def pieces_of(data: bytes) -> list[dict[str, str]]:
         max_size=12,
     )
 )
+@example(data=[*b"a\xef\xbb\xbfb"])
 def test_bytes_of_a_token_are_cut_into_characters(script_page: Any, data: list[int]) -> None:
     found = script_page.evaluate("(data) => piecesOf(Uint8Array.from(data))", data)
     assert found == pieces_of(bytes(data))

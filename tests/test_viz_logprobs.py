@@ -84,7 +84,7 @@ def test_scores_equal_those_of_a_plain_forward_pass(
         assert values == sorted(values, reverse=True)
         assert (token.rank <= 3) == (token.token_id in dict(token.top))
         if token.rank <= 3:
-            assert dict(token.top)[token.token_id] == token.log_prob
+            assert token.top[token.rank - 1] == (token.token_id, token.log_prob)
     assert scores.n_bytes == n_characters
     assert scores.loss == pytest.approx(-math.fsum(expected) / n_characters, abs=1e-5)
 
@@ -112,8 +112,11 @@ def test_ids_without_text_are_scored_among_the_others(byte_tokenizer: Tokenizer)
     model = make_model(vocab_size=300)
     scores = score_text(model, byte_tokenizer, [104, 105], n_top=300)
     assert scores.vocab[299] == b""
-    assert len(scores.tokens[0].top) == 300
-    total = math.fsum(math.exp(log_prob) for _, log_prob in scores.tokens[0].top)
+    first = scores.tokens[0]
+    assert len(first.top) == 300
+    assert first.rank is not None
+    assert first.top[first.rank - 1][0] == 104
+    total = math.fsum(math.exp(log_prob) for _, log_prob in first.top)
     assert total == pytest.approx(1, abs=1e-4)
 
 
