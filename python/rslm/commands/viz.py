@@ -18,7 +18,7 @@ class LogprobsOptions:
     """Show how probable a model finds each token of a text."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run or model folder."""
     text: Path | None = None
     """File of text to score."""
     prompt: str | None = None
