@@ -194,6 +194,13 @@ def test_a_body_that_does_not_come_is_given_up(server: Running):
     assert time.monotonic() - started >= LIMITS.body_seconds
 
 
+def test_a_body_that_nobody_reads_holds_no_connection(server: Running):
+    asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    answer = answer_to(server, asked)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in answer.lower()
+
+
 def test_headers_that_drip_are_given_up(server: Running):
     with server.connect() as connection, contextlib.suppress(ConnectionError):
         for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: " + b"b" * 10_000:

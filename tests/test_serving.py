@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,6 +223,14 @@ def test_options_that_cannot_be_are_refused(
 ):
     assert main(["serve", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write_tiny_model(tmp_path / "tiny", has_chat=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(folder), "--port", str(port)]) == 2
+    assert f"free to listen at, got 127.0.0.1 and {port} (Address" in capsys.readouterr().err
 
 
 def test_the_token_comes_from_a_file_or_the_environment(

@@ -230,6 +230,9 @@ class Exchange:
             headers = MutableHeaders(raw=list(message.get("headers", [])))
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
+            if not self._body_is_read:
+                # Else the rest of it could go on dripping for ever.
+                headers["connection"] = "close"
             message = {**message, "headers": headers.raw}
         await self._send(message)
 
@@ -249,14 +252,10 @@ class Exchange:
             headers["retry-after"] = str(error.retry_after)
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
-        unread = not self._body_is_read
-        if unread:
-            headers["connection"] = "close"
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
-        if unread:
-            await self._discard()
+        await self._discard()
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _discard(self) -> None:
@@ -286,7 +285,7 @@ async def read_json(scope: Scope, receive: Receive, limits: Limits) -> Mapping[s
             code="unsupported_media_type",
         )
     declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:20]) > limits.body_bytes:
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limits.body_bytes:
         raise _too_large(limits)
     try:
         async with asyncio.timeout(limits.body_seconds):

@@ -125,27 +125,34 @@ def serve(
         log: told a line for each request; None tells nobody.
 
     Raises:
-        OSError: the address cannot be listened at.
+        ValueError: the address cannot be listened at.
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM, with code 0.
     """
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.create_server(
-        (options.host, options.port), family=family, backlog=1024
-    ) as listener:
+    with _listen(options) as listener, ends_at_sigterm():
         port = listener.getsockname()[1]
-        shown = f"[{options.host}]" if family == socket.AF_INET6 else options.host
-        with ends_at_sigterm():
-            work = _serve(
-                find,
-                load,
-                options,
-                listener,
-                on_start=lambda server: on_start(f"http://{shown}:{port}", server),
-                report=report,
-                log=log,
-            )
-            asyncio.run(work)
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        work = _serve(
+            find,
+            load,
+            options,
+            listener,
+            on_start=lambda server: on_start(f"http://{shown}:{port}", server),
+            report=report,
+            log=log,
+        )
+        asyncio.run(work)
+
+
+def _listen(options: ServingOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=1024)
+    except OSError as error:
+        raise ValueError(
+            f"host and port must be free to listen at, got {options.host} and {options.port} "
+            f"({error.strerror})\n--port names another one, 0 any that is free"
+        ) from None
 
 
 async def _serve(
