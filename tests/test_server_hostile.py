@@ -22,15 +22,9 @@ from rslm.infer.serving import ServingOptions, check_token
 from rslm.tokenizer import Tokenizer
 
 PLAIN = {"model": "m", "prompt": "hi", "max_tokens": 3}
-LIMITS = Limits(
-    body_bytes=10_000,
-    body_seconds=0.3,
-    header_seconds=0.3,
-    write_seconds=0.5,
-    idle_seconds=0.3,
-    discard_seconds=0.3,
-    connections=64,
-)
+LIMITS = Limits(body_bytes=10_000, discard_seconds=20, connections=64)
+SHORT = Limits(body_seconds=0.3, header_seconds=0.3, idle_seconds=0.3, discard_seconds=0.1)
+"""Deadlines for tests in which nothing has to come in time."""
 TOKEN = "a-token-of-some-length"
 
 
@@ -46,10 +40,18 @@ def faults() -> Faults:
 
 @pytest.fixture(scope="module")
 def served(tokenizer: Tokenizer, faults: Faults) -> Iterator[Running]:
-    """A server whose deadlines are short."""
     load = fake_loader(tokenizer, faults, context=4096)
     with running(lambda: {"m": Path(".")}, load, limits=LIMITS) as server:
         assert server.post("/v1/completions", PLAIN)[0] == 200
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hasty(tokenizer: Tokenizer) -> Iterator[Running]:
+    """A server whose deadlines are short."""
+    with running(
+        lambda: {"m": Path(".")}, fake_loader(tokenizer, Faults()), limits=SHORT
+    ) as server:
         yield server
 
 
@@ -166,13 +168,17 @@ def test_any_host_and_origin_is_judged(text: str):
     assert not is_same_origin(text, "localhost")
 
 
-def test_a_long_body_is_refused_by_its_declared_length_and_by_its_count(server: Running):
+def test_a_long_body_is_refused_by_its_declared_length_and_by_its_count(
+    server: Running, hasty: Running
+):
     body = b'{"model": "m", "prompt": "' + b"x" * 20_000 + b'"}'
     declared = answer_to(server, request_bytes(body, f"Content-Length: {len(body)}"))
     chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-    counted = answer_to(server, request_bytes(chunked, "Transfer-Encoding: chunked"))
+    counted = answer_to(
+        server, request_bytes(chunked, "Transfer-Encoding: chunked", "Connection: close")
+    )
     # Nothing but the header: the answer does not wait for the body.
-    unsent = answer_to(server, request_bytes(b"", "Content-Length: 999999999999"))
+    unsent = answer_to(hasty, request_bytes(b"", "Content-Length: 999999999999"))
     assert b"connection: close" in declared.lower()
     assert b"connection: close" in unsent.lower()
     for answer in (declared, counted, unsent):
@@ -187,11 +193,11 @@ def test_a_client_sees_why_its_long_body_is_refused(server: Running):
     assert json.loads(data)["error"]["code"] == "request_too_large"
 
 
-def test_a_body_that_does_not_come_is_given_up(server: Running):
+def test_a_body_that_does_not_come_is_given_up(hasty: Running):
     started = time.monotonic()
-    answer = answer_to(server, request_bytes(b'{"model"', "Content-Length: 100"))
+    answer = answer_to(hasty, request_bytes(b'{"model"', "Content-Length: 100"))
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - started >= LIMITS.body_seconds
+    assert time.monotonic() - started >= SHORT.body_seconds
 
 
 def test_a_body_that_nobody_reads_holds_no_connection(server: Running):
@@ -201,8 +207,8 @@ def test_a_body_that_nobody_reads_holds_no_connection(server: Running):
     assert b"connection: close" in answer.lower()
 
 
-def test_headers_that_drip_are_given_up(server: Running):
-    with server.connect() as connection, contextlib.suppress(ConnectionError):
+def test_headers_that_drip_are_given_up(hasty: Running):
+    with hasty.connect() as connection, contextlib.suppress(ConnectionError):
         for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: " + b"b" * 10_000:
             connection.sendall(bytes([byte]))
             if connection_is_closed(connection):
@@ -224,22 +230,38 @@ def connection_is_closed(connection: socket.socket) -> bool:
         connection.setblocking(True)
 
 
-def test_a_silent_connection_is_closed(server: Running):
-    with server.connect() as connection:
+def test_a_silent_connection_is_closed(hasty: Running):
+    with hasty.connect() as connection:
         assert read_all(connection) == b""
-    # So is one that has asked once.
-    with server.connect() as connection:
+
+
+def test_a_connection_is_closed_that_is_silent_after_its_request(tokenizer: Tokenizer):
+    load = fake_loader(tokenizer, Faults())
+    with (
+        running(lambda: {"m": Path(".")}, load, limits=Limits(idle_seconds=0.2)) as server,
+        server.connect() as connection,
+    ):
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_second_request_that_drips_is_given_up(server: Running):
-    with server.connect() as connection:
+def test_a_second_request_that_drips_is_given_up(tokenizer: Tokenizer):
+    limits = Limits(header_seconds=0.3)
+    load = fake_loader(tokenizer, Faults())
+    with running(lambda: {"m": Path(".")}, load, limits=limits) as server:
+        until(lambda: second_request_is_given_up(server))
+
+
+def second_request_is_given_up(server: Running) -> bool:
+    with server.connect() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
-        # Its first byte ends the time for which a connection may stand idle.
+        if not connection.recv(1 << 16).startswith(b"HTTP/1.1 200 "):
+            # This machine was too slow for the first one.
+            return False
+        # The first byte ends the time for which a connection may stand idle.
         connection.sendall(b"GET / HT")
-        read_all(connection)
+        assert read_all(connection) == b""
+    return True
 
 
 @pytest.mark.parametrize(
@@ -260,8 +282,8 @@ def test_a_second_request_that_drips_is_given_up(server: Running):
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
-def test_what_is_no_request_is_answered_or_cut_off(server: Running, data: bytes):
-    answer = answer_to(server, data)
+def test_what_is_no_request_is_answered_or_cut_off(hasty: Running, data: bytes):
+    answer = answer_to(hasty, data)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 ")
     if answer:
         assert b"nosniff" in answer
@@ -300,7 +322,8 @@ def test_any_json_is_answered(served: Running, record: dict[str, Any], path: str
 def test_a_slow_reader_loses_its_request_and_harms_nobody(tokenizer: Tokenizer, faults: Faults):
     # An answer of some megabytes, of which nothing is read: what the system buffers fills up.
     load = fake_loader(tokenizer, faults, context=1 << 17)
-    with running(lambda: {"m": Path(".")}, load, limits=LIMITS) as server:
+    limits = Limits(write_seconds=0.3)
+    with running(lambda: {"m": Path(".")}, load, limits=limits) as server:
         body = json.dumps(PLAIN | {"max_tokens": 100_000, "stream": True, "logprobs": 20})
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -310,7 +333,8 @@ def test_a_slow_reader_loses_its_request_and_harms_nobody(tokenizer: Tokenizer, 
             assert server.post("/v1/completions", PLAIN)[0] == 200
             until(lambda: server.metrics()['rslm_running{model="m"}'] == 0)
             assert server.metrics()['rslm_steps_total{model="m"}'] < 50_000
-            assert server.metrics()["rslm_connections"] == 1, "only the one that asks"
+            # Only the one that asks is left.
+            until(lambda: server.metrics()["rslm_connections"] == 1)
 
 
 def test_a_vanished_client_frees_its_place(server: Running, faults: Faults):

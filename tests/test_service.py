@@ -223,6 +223,23 @@ def test_a_pool_forgets_those_who_gave_up_waiting():
     asyncio.run(work())
 
 
+def test_a_model_that_is_used_stays_however_long_ago_it_was_asked_for():
+    async def work() -> None:
+        pool = ModelPool(
+            lambda: {name: Path(name) for name in "abc"},
+            lambda path: make_service(Faults()),
+            max_models=2,
+            max_waiting=3,
+        )
+        async with pool.lease("a"):
+            await hold(pool, "b")
+            await hold(pool, "c")
+            assert list(pool.loaded) == ["a", "c"]
+        await pool.close(0)
+
+    asyncio.run(work())
+
+
 async def hold(pool: ModelPool, name: str) -> None:
     async with pool.lease(name):
         pass

@@ -156,14 +156,13 @@ class ModelPool:
         """Makes room and loads, where no request is in the way."""
         leaving = None
         if first.name in self.loaded:
+            # It is broken: whoever still holds it will get nothing but errors.
             leaving = self.loaded[first.name]
         elif len(self.loaded) >= self._max_models:
             idle = [loaded for loaded in self.loaded.values() if loaded.n_leases == 0]
             leaving = min(idle, key=lambda loaded: loaded.last_used, default=None)
             if leaving is None:
                 return
-        if leaving is not None and leaving.n_leases:
-            return
         self._changing = asyncio.create_task(self._change(first, leaving))
 
     async def _change(self, first: _Waiting, leaving: Loaded | None) -> None:
