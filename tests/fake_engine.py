@@ -156,7 +156,7 @@ class FakeEngine:
             seed=parameters.seed or 0,
             index=index,
             prompt_index=0,
-            n_cached_tokens=0,
+            n_cached_tokens=1,
             first_token_seconds=seconds / 2,
             seconds=seconds,
         )

@@ -146,10 +146,12 @@ def test_an_interrupt_stops_an_answer_and_keeps_what_was_said(
     talk: Conversation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     whole = talk.engine.stream
+    seen: list[Chunk] = []
 
     def interrupted(*args: Any) -> Iterator[Chunk]:
         def chunks() -> Iterator[Chunk]:
             for i, chunk in enumerate(inner):
+                seen.append(chunk)
                 if i == 2:
                     signal.raise_signal(signal.SIGINT)
                 yield chunk
@@ -160,6 +162,7 @@ def test_an_interrupt_stops_an_answer_and_keeps_what_was_said(
     monkeypatch.setattr(talk.engine, "stream", interrupted)
     before = signal.getsignal(signal.SIGINT)
     obey(talk, "hello")
+    assert len(seen) == 3, "of six"
     assert roles(talk) == ["user", "assistant"]
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()

@@ -131,6 +131,8 @@ def test_openai_client_completes(client: openai.OpenAI):
     assert log_probs.token_logprobs == [None, *[-0.25] * 5]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 12)
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2, "one of each prompt"
 
 
 def test_openai_client_scores_a_prompt_without_going_on(client: openai.OpenAI):
