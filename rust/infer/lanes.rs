@@ -131,16 +131,12 @@ pub trait Lanes: Copy {
         let n = power.add(Self::splat(-12_582_912.0));
         let r = n.fma(Self::splat(-0.693_359_4), x);
         let r = n.fma(Self::splat(2.121_944_4e-4), r);
-        let mut p = Self::splat(1.987_569_1e-4);
-        for coefficient in [
-            1.398_199_9e-3,
-            8.333_452e-3,
-            4.166_579_6e-2,
-            0.166_666_65,
-            0.500_000_1,
-        ] {
-            p = p.fma(r, Self::splat(coefficient));
-        }
+        let p = Self::splat(1.987_569_1e-4);
+        let p = p.fma(r, Self::splat(1.398_199_9e-3));
+        let p = p.fma(r, Self::splat(8.333_452e-3));
+        let p = p.fma(r, Self::splat(4.166_579_6e-2));
+        let p = p.fma(r, Self::splat(0.166_666_65));
+        let p = p.fma(r, Self::splat(0.500_000_1));
         let p = p.fma(r.mul(r), r).add(Self::splat(1.0));
         // The sum is what it was, unless x is no number: then its bits may have become one's.
         x.fma(Self::splat(0.0), p.scale(power))

@@ -154,16 +154,20 @@ fn each(x: &[f32], out: &mut [f32], function: impl Fn(f32) -> f32) {
 
 #[inline(always)]
 fn silu<L: Lanes>(x: &[f32], out: &mut [f32]) {
-    let one = L::splat(1.0);
-    let of = |x: L| x.div(x.mul(L::splat(-1.0)).exp().add(one));
     let (chunks, rest) = x.as_chunks::<LANES>();
     let (outs, out_rest) = out.as_chunks_mut::<LANES>();
     for (chunk, out) in chunks.iter().zip(outs) {
-        of(L::load(chunk)).store(out);
+        silu_of(L::load(chunk)).store(out);
     }
     if !rest.is_empty() {
-        of(L::load_part(rest)).store_part(out_rest);
+        silu_of(L::load_part(rest)).store_part(out_rest);
     }
+}
+
+// A function and not a closure, which would be compiled without the instruction set.
+#[inline(always)]
+fn silu_of<L: Lanes>(x: L) -> L {
+    x.div(x.mul(L::splat(-1.0)).exp().add(L::splat(1.0)))
 }
 
 /// x Φ(x), to 2e-7 |x|.

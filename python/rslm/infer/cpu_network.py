@@ -94,13 +94,13 @@ class _Product:
             self._weight = integers.reshape(self._weight.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = x.new_empty(*x.shape[:-1], self.n_outputs)
+        out, written = exact.empty((*x.shape[:-1], self.n_outputs))
         given, n_threads = exact.array(x), torch.get_num_threads()
         if self._scales is None:
-            _rslm.linear(given, self._weight, self._bias, out.numpy(), n_threads)
+            _rslm.linear(given, self._weight, self._bias, written, n_threads)
         else:
             of = (given, self._weight, self._scales, self._bias)
-            _rslm.linear_int8(*of, out.numpy(), n_threads)
+            _rslm.linear_int8(*of, written, n_threads)
         return out
 
 

@@ -92,9 +92,8 @@ class ExactPagedLayer:
 
     def __init__(self, cache: "PagedCache", layer: int) -> None:
         self._cache = cache
-        self._keys, self._values = cache.pool[layer].flatten(1, 2)
         # Made once: a step of a small model takes less time than a hundred such views.
-        self._stored = self._keys.numpy(), self._values.numpy()
+        self._stored = tuple(x.numpy() for x in cache.pool[layer].flatten(1, 2))
 
     def attend(
         self,
@@ -108,11 +107,10 @@ class ExactPagedLayer:
     ) -> Tensor:
         """As `PagedLayer.attend`."""
         plan, (keys, values) = self._cache.plan, self._stored
-        q = q.transpose(0, 1).contiguous()
-        out = torch.empty_like(q)
         plan.append(exact.array(k.transpose(0, 1)), keys)
         plan.append(exact.array(v.transpose(0, 1)), values)
-        exact.run_attend(plan, q, self._keys, self._values, window=window, scale=scale, out=out)
+        by_token = exact.array(q.transpose(0, 1))
+        out = exact.run_attend(plan, by_token, keys, values, window=window, scale=scale)
         return out.transpose(0, 1)
 
 
