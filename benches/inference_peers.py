@@ -11,6 +11,7 @@ the turn. Whose greedy ids differ from transformers' where its two largest logit
 
 import argparse
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from rslm.architecture import TransformerConfig
 from rslm.infer.engine import Engine, EngineOptions, PromptLookup
 from rslm.infer.load import load_run
 from rslm.infer.parameters import SamplingParameters
+from rslm.infer.runner import score
 from rslm.infer.sampler import generate
 from rslm.kv_cache import KeyValueCache
 from rslm.model import Transformer
@@ -79,6 +81,7 @@ def main() -> None:
         model, tokenizer = model_of(shape, options.run if shape == "demo" else None)
         for batch_size in options.batch_sizes:
             lines += table(shape, batch_size, *measure(model, tokenizer, batch_size, options))
+        lines += ["", scoring(model, options.turns)]
     text = "\n".join([*header(options, time.perf_counter() - started), *lines])
     if options.write:
         options.write.write_text(text + "\n")
@@ -138,6 +141,28 @@ def measure(
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             contender.turns.append(Measured(batch_size * n_new, n_new, first, wall, cpu))
     return contenders, "; ".join(remarks)
+
+
+def scoring(model: Transformer, n_turns: int) -> str:
+    """What log-probabilities of whole sequences cost in exact mode, and how far they are."""
+    n_tokens = min(256, model.config.context_length)
+    ids = torch.randint(0, model.config.resolved_vocab_size, (4, n_tokens))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    scores = {}
+    with torch.inference_mode():
+        for _ in range(n_turns + 1):
+            for exact, spent in seconds.items():
+                began = time.process_time()
+                scores[exact] = score(model, ids, exact=exact)
+                spent.append(time.process_time() - began)
+    ratios = [a / b for a, b in zip(seconds[True][1:], seconds[False][1:], strict=True)]
+    furthest = float((scores[True] - scores[False]).abs().max())
+    return (
+        f"Scoring 4 sequences of {n_tokens} tokens in exact mode takes "
+        f"{statistics.median(ratios):.2f}x the CPU time of the ordinary forward pass "
+        f"({1e3 * statistics.median(seconds[True][1:]):.0f} ms); the log-probabilities differ by "
+        f"at most {furthest:.1e}."
+    )
 
 
 def make_contenders(model: Transformer, tokenizer: Tokenizer, peer: Any) -> list[Contender]:
