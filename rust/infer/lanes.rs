@@ -96,6 +96,12 @@ pub trait Lanes: Copy {
     /// Sums of four: halves are added until four lanes are left, then neighbours.
     fn sum4(x: [Self; 4]) -> [f32; 4];
 
+    /// Sums of sixteen, by the same tree.
+    #[inline(always)]
+    fn sum16([a, b, c, d]: [[Self; 4]; 4]) -> [[f32; 4]; 4] {
+        [Self::sum4(a), Self::sum4(b), Self::sum4(c), Self::sum4(d)]
+    }
+
     #[inline(always)]
     fn sum(self) -> f32 {
         let zero = Self::splat(0.0);
@@ -412,6 +418,54 @@ impl Lanes for Avx512 {
         }
         unsafe { sum4_of_halves(halve(a.0), halve(b.0), halve(c.0), halve(d.0)) }
     }
+    /// Two vectors become one at each level of the tree: half the instructions of four `sum4`.
+    #[inline(always)]
+    fn sum16([a, b, c, d]: [[Self; 4]; 4]) -> [[f32; 4]; 4] {
+        let mut out = [[0.0; 4]; 4];
+        unsafe {
+            let (ac0, ac1) = (halves(a[0].0, c[0].0), halves(a[1].0, c[1].0));
+            let (ac2, ac3) = (halves(a[2].0, c[2].0), halves(a[3].0, c[3].0));
+            let (bd0, bd1) = (halves(b[0].0, d[0].0), halves(b[1].0, d[1].0));
+            let (bd2, bd3) = (halves(b[2].0, d[2].0), halves(b[3].0, d[3].0));
+            let (all0, all1) = (quarters(ac0, bd0), quarters(ac1, bd1));
+            let (all2, all3) = (quarters(ac2, bd2), quarters(ac3, bd3));
+            let sums = neighbours(neighbours(all0, all1), neighbours(all2, all3));
+            // The rows lie as a, c, b, d.
+            let sums = _mm512_shuffle_f32x4::<0b11_01_10_00>(sums, sums);
+            _mm512_storeu_ps(out.as_mut_ptr().cast(), sums);
+        }
+        out
+    }
+}
+
+/// Lanes i and i + 8 added: eight sums of the one vector, then eight of the other.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn halves(a: __m512, b: __m512) -> __m512 {
+    let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+    let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+    _mm512_add_ps(low, high)
+}
+
+/// Lanes i and i + 4 of each half added: four sums from each half of the one, then of the other.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn quarters(a: __m512, b: __m512) -> __m512 {
+    let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+    let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+    _mm512_add_ps(low, high)
+}
+
+/// Neighbours of each four lanes added: two sums of the one vector, then two of the other.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn neighbours(a: __m512, b: __m512) -> __m512 {
+    let even = _mm512_shuffle_ps::<0b10_00_10_00>(a, b);
+    let odd = _mm512_shuffle_ps::<0b11_01_11_01>(a, b);
+    _mm512_add_ps(even, odd)
 }
 
 /// The rest of the tree, from eight lanes on.

@@ -97,10 +97,13 @@ unsafe impl Sync for Output {}
 
 impl Output {
     #[inline(always)]
-    fn set(&self, row: usize, output: usize, value: f32) {
-        assert!(row < self.n_rows && output < self.n_outputs);
+    fn set<const C: usize>(&self, row: usize, output: usize, values: &[f32; C]) {
+        assert!(row < self.n_rows && output + C <= self.n_outputs);
         // SAFETY: within the slice that `linear` borrows mutably, by the line above.
-        unsafe { self.start.add(row * self.n_outputs + output).write(value) };
+        unsafe {
+            let at = self.start.add(row * self.n_outputs + output);
+            at.cast::<[f32; C]>().write_unaligned(*values);
+        }
     }
 }
 
@@ -193,15 +196,19 @@ fn block<L: Lanes, W: Element, const R: usize, const C: usize>(
     for (c, w) in w.iter_mut().enumerate() {
         *w = &weights[(output + c) * n..(output + c + 1) * n];
     }
-    let sums = dots::<L, W, R, C>(x, w);
-    for (r, sums) in sums.iter().enumerate() {
-        for (c, sum) in sums.iter().enumerate() {
-            let scaled = scales.map_or(*sum, |scales| sum * scales[output + c]);
-            let value = product
-                .bias
-                .map_or(scaled, |bias| scaled + bias[output + c]);
-            product.out.set(row + r, output + c, value);
+    let mut sums = dots::<L, W, R, C>(x, w);
+    for (r, sums) in sums.iter_mut().enumerate() {
+        if let Some(scales) = scales {
+            for (sum, scale) in sums.iter_mut().zip(&scales[output..output + C]) {
+                *sum *= scale;
+            }
         }
+        if let Some(bias) = product.bias {
+            for (sum, bias) in sums.iter_mut().zip(&bias[output..output + C]) {
+                *sum += bias;
+            }
+        }
+        product.out.set(row + r, output, sums);
     }
 }
 
@@ -255,6 +262,19 @@ pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
         }
     }
     let mut out = [[0.0; C]; R];
+    if R == 4 && C == 4 {
+        let mut sixteen = [[L::splat(0.0); 4]; 4];
+        for r in 0..R {
+            for c in 0..C {
+                sixteen[r][c] = sums[r][c];
+            }
+        }
+        let sixteen = L::sum16(sixteen);
+        for r in 0..R {
+            out[r].copy_from_slice(&sixteen[r][..C]);
+        }
+        return out;
+    }
     for r in 0..R {
         let mut four = [L::splat(0.0); 4];
         for c in 0..C {
