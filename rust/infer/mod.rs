@@ -10,14 +10,17 @@
 //! last few numbers of an array by other functions than the rest: neither can promise this.
 //! The weights are read where PyTorch has them, row by row; nothing is packed or kept twice.
 //!
-//! `unsafe` is in [`lanes`] (loads, and calls for an instruction set that was detected) and in
-//! [`threads`] (a job outlives no call).
+//! `unsafe` is in `x86` (loads and stores), in the dispatch of [`lanes`] (calls for an instruction
+//! set that was detected), in [`linear`] (threads write columns of one output) and in [`threads`]
+//! (a job outlives no call).
 
 mod attention;
 mod lanes;
 mod linear;
 mod rows;
 mod threads;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 #[cfg(test)]
 mod tests;
