@@ -55,6 +55,8 @@ SHAPES = {
 NEAR = 1e-4
 """Two logits that are nearer may change places by rounding."""
 
+CACHE_BYTES = 256 << 20
+
 Generate = Callable[[list[list[int]], int], tuple[list[list[int]], float]]
 """Prompts and how many ids to add -> the ids, and the seconds to the first of the last prompt."""
 
@@ -94,6 +96,9 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--shapes", nargs="+", default=["demo", "135M"], choices=SHAPES)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32])
+    parser.add_argument(
+        "--who", nargs="+", default=[], help="beside transformers; all unless given"
+    )
     parser.add_argument("--run", type=Path, help="run folder with the demo's trained weights")
     parser.add_argument("--turns", type=int, help="of each contender; 5, with --quick 2")
     parser.add_argument("--new-tokens", type=int, help="of each prompt; 64, with --quick 8")
@@ -127,7 +132,7 @@ def measure(
     n_new = min(options.new_tokens, model.config.context_length - n_prompt)
     prompts = [[draw.randrange(vocab_size) for _ in range(n_prompt)] for _ in range(batch_size)]
     peer = llama_of(model)
-    contenders = make_contenders(model, tokenizer, peer)
+    contenders = make_contenders(model, tokenizer, peer, options.who)
     expected, _ = contenders[0].generate(prompts, n_new)
     remarks = []
     for contender in contenders[1:]:
@@ -165,11 +170,15 @@ def scoring(model: Transformer, n_turns: int) -> str:
     )
 
 
-def make_contenders(model: Transformer, tokenizer: Tokenizer, peer: Any) -> list[Contender]:
+def make_contenders(
+    model: Transformer, tokenizer: Tokenizer, peer: Any, wanted: Sequence[str]
+) -> list[Contender]:
     """transformers first: the others are compared with it."""
 
     def engine(**options: Any) -> Generate:
-        made = Engine(model, tokenizer, EngineOptions(prefix_cache=False, **options), end_ids=())
+        # A bound of the cache, for several engines at once: half of the free memory is one's.
+        settings = EngineOptions(prefix_cache=False, cache_bytes=CACHE_BYTES, **options)
+        made = Engine(model, tokenizer, settings, end_ids=())
 
         def run(prompts: list[list[int]], n_new: int) -> tuple[list[list[int]], float]:
             parameters = SamplingParameters(
@@ -191,6 +200,8 @@ def make_contenders(model: Transformer, tokenizer: Tokenizer, peer: Any) -> list
     }
     contenders = []
     for who, make in makers.items():
+        if who != "transformers" and wanted and who not in wanted:
+            continue
         before = resident_bytes()
         run = make()
         run([[1, 2, 3]], 2)
