@@ -137,7 +137,7 @@ pub fn attend(
         n_kv_heads,
         d_head,
     } = heads;
-    if d_head == 0 || n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
+    if d_head == 0 || n_kv_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) {
         return Err(Error::Argument(format!(
             "n_kv_heads must divide n_heads, got {n_kv_heads} and {n_heads}"
         )));
@@ -166,14 +166,14 @@ pub fn attend(
     };
     let width = n_heads / n_kv_heads * d_head;
     let mut rest = out;
-    let mut shares = Vec::with_capacity(n_parts);
+    let mut outputs = Vec::with_capacity(n_parts);
     for range in &items {
         let (own, others) = rest.split_at_mut(range.len() * width);
-        shares.push(std::sync::Mutex::new(Some(own)));
+        outputs.push(std::sync::Mutex::new(Some(own)));
         rest = others;
     }
     threads::run(n_parts, &|part| {
-        let own = shares[part].lock().ok().and_then(|mut share| share.take());
+        let own = outputs[part].lock().ok().and_then(|mut share| share.take());
         if let Some(out) = own {
             let first = items[part].start;
             dispatch!(set, attend_items(shared: &Shared<'_>, first: usize, out: &mut [f32]));
@@ -326,7 +326,7 @@ fn exponentials<L: Lanes>(scores: &mut [f32], n: usize) -> f32 {
         e.store(chunk);
         sums = sums.add(e);
     }
-    if n % LANES != 0 {
+    if !n.is_multiple_of(LANES) {
         let chunk = &mut chunks[n_whole];
         L::load(chunk).add(shift).exp().store(chunk);
         chunk[n % LANES..].fill(0.0);

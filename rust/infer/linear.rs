@@ -39,7 +39,8 @@ pub fn linear(
     out: &mut [f32],
     n_threads: usize,
 ) -> Result<()> {
-    if n_inputs == 0 || x.len() % n_inputs != 0 || weights.len() % n_inputs != 0 {
+    if n_inputs == 0 || !x.len().is_multiple_of(n_inputs) || !weights.len().is_multiple_of(n_inputs)
+    {
         return Err(Error::Argument(format!(
             "input and weights must be rows of {n_inputs} numbers, got {} and {}",
             x.len(),
@@ -65,7 +66,7 @@ pub fn linear(
     };
     threads::run(n_parts, &|part| {
         let outputs = threads::bounds(n_outputs, OUTPUTS, part, n_parts);
-        let product = Product {
+        let product = &Product {
             x,
             n_inputs,
             bias,
@@ -74,11 +75,11 @@ pub fn linear(
         };
         match weights {
             Weights::Float(weights) => {
-                dispatch!(set, float_product(product: Product<'_>, weights: &[f32]))
+                dispatch!(set, float_product(product: &Product<'_>, weights: &[f32]));
             }
             Weights::Int8(weights, scales) => dispatch!(
                 set,
-                int8_product(product: Product<'_>, weights: &[i8], scales: &[f32])
+                int8_product(product: &Product<'_>, weights: &[i8], scales: &[f32])
             ),
         }
     });
@@ -136,13 +137,13 @@ impl Element for i8 {
 }
 
 #[inline(always)]
-fn float_product<L: Lanes>(product: Product<'_>, weights: &[f32]) {
-    multiply::<L, f32>(&product, weights, None);
+fn float_product<L: Lanes>(product: &Product<'_>, weights: &[f32]) {
+    multiply::<L, f32>(product, weights, None);
 }
 
 #[inline(always)]
-fn int8_product<L: Lanes>(product: Product<'_>, weights: &[i8], scales: &[f32]) {
-    multiply::<L, i8>(&product, weights, Some(scales));
+fn int8_product<L: Lanes>(product: &Product<'_>, weights: &[i8], scales: &[f32]) {
+    multiply::<L, i8>(product, weights, Some(scales));
 }
 
 #[inline(always)]
@@ -159,7 +160,7 @@ fn multiply<L: Lanes, W: Element>(product: &Product<'_>, weights: &[W], scales: 
                 let n_left = last - row;
                 match (is_whole, n_left) {
                     (true, ROWS..) => {
-                        block::<L, W, ROWS, OUTPUTS>(product, weights, scales, row, output)
+                        block::<L, W, ROWS, OUTPUTS>(product, weights, scales, row, output);
                     }
                     (true, 3) => block::<L, W, 3, OUTPUTS>(product, weights, scales, row, output),
                     (true, 2) => block::<L, W, 2, OUTPUTS>(product, weights, scales, row, output),
@@ -246,7 +247,7 @@ pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
             }
         }
     }
-    if n % LANES != 0 {
+    if !n.is_multiple_of(LANES) {
         let at = n_whole * LANES;
         let mut loaded = [L::splat(0.0); C];
         for c in 0..C {
@@ -277,13 +278,9 @@ pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
     }
     for r in 0..R {
         let mut four = [L::splat(0.0); 4];
-        for c in 0..C {
-            four[c] = sums[r][c];
-        }
+        four[..C].copy_from_slice(&sums[r]);
         let four = L::sum4(four);
-        for c in 0..C {
-            out[r][c] = four[c];
-        }
+        out[r].copy_from_slice(&four[..C]);
     }
     out
 }

@@ -6,9 +6,9 @@
 //! instruction set decide when it is computed, never how, so a token's numbers are the same
 //! bits whether it is decoded alone, in a batch, or as a part of its whole sequence.
 //!
-//! PyTorch's products choose their order by the shape, and its elementwise loops compute the
+//! `PyTorch`'s products choose their order by the shape, and its elementwise loops compute the
 //! last few numbers of an array by other functions than the rest: neither can promise this.
-//! The weights are read where PyTorch has them, row by row; nothing is packed or kept twice.
+//! The weights are read where `PyTorch` has them, row by row; nothing is packed or kept twice.
 //!
 //! `unsafe` is in `x86` (loads and stores), in the dispatch of [`lanes`] (calls for an instruction
 //! set that was detected), in [`linear`] (threads write columns of one output) and in [`threads`]

@@ -24,7 +24,7 @@ pub fn rms_norm(
     epsilon: f32,
     out: &mut [f32],
 ) -> Result<()> {
-    let fits = width > 0 && x.len() % width == 0 && out.len() == x.len();
+    let fits = width > 0 && x.len().is_multiple_of(width) && out.len() == x.len();
     if !fits || gains.is_some_and(|gains| gains.len() != width) {
         return Err(Error::Argument(format!(
             "input, output and gains must be rows of {width} numbers, got {} and {}",
@@ -86,7 +86,11 @@ pub fn rotate(
 ) -> Result<()> {
     let n_tokens = positions.len();
     let length = 2 * n_pairs * n_tokens;
-    if length == 0 || x.len() % length != 0 || out.len() != x.len() || cos.len() != sin.len() {
+    if length == 0
+        || !x.len().is_multiple_of(length)
+        || out.len() != x.len()
+        || cos.len() != sin.len()
+    {
         return Err(Error::Argument(format!(
             "input and output must be rows of heads of {n_pairs} pairs for {n_tokens} tokens, got \
              {} and {} numbers",
@@ -94,8 +98,9 @@ pub fn rotate(
             out.len()
         )));
     }
-    let n_positions = (cos.len() / n_pairs) as i64;
-    if let Some(position) = positions.iter().find(|&&at| at < 0 || at >= n_positions) {
+    let n_positions = cos.len() / n_pairs;
+    let is_known = |&at: &i64| usize::try_from(at).is_ok_and(|at| at < n_positions);
+    if let Some(position) = positions.iter().find(|at| !is_known(at)) {
         return Err(Error::Argument(format!(
             "positions must lie in [0, {n_positions}), got {position}"
         )));
@@ -103,7 +108,7 @@ pub fn rotate(
     let width = x.len() / n_tokens;
     let tokens = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
     for ((x, out), &position) in tokens.zip(positions) {
-        let at = position as usize * n_pairs;
+        let at = position.unsigned_abs() as usize * n_pairs;
         let (cos, sin) = (&cos[at..at + n_pairs], &sin[at..at + n_pairs]);
         for (x, out) in x
             .chunks_exact(2 * n_pairs)

@@ -130,9 +130,10 @@ fn serve(shared: &Shared, number: usize, mut seen: usize) {
         if let Some(work) = job
             && number < shared.n_parts.load(Ordering::Relaxed)
         {
-            if catch_unwind(AssertUnwindSafe(|| work(number))).is_err() {
-                shared.has_panicked.store(true, Ordering::Relaxed);
-            }
+            let outcome = catch_unwind(AssertUnwindSafe(|| work(number)));
+            shared
+                .has_panicked
+                .fetch_or(outcome.is_err(), Ordering::Relaxed);
         }
         shared.n_running.fetch_sub(1, Ordering::Release);
     }

@@ -1,4 +1,4 @@
-//! Arithmetic of inference over arrays that PyTorch owns.
+//! Arithmetic of inference over arrays that `PyTorch` owns.
 
 use numpy::{
     IntoPyArray, PyArray1, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
@@ -9,6 +9,7 @@ use crate::infer::{self, Activation, Heads, InstructionSet, Plan, Weights};
 use crate::{Error, Result};
 
 type Floats<'py> = PyReadonlyArrayDyn<'py, f32>;
+type Quantized<'py> = (Bound<'py, PyArray1<i8>>, Bound<'py, PyArray1<f32>>);
 type Output<'py> = PyReadwriteArrayDyn<'py, f32>;
 
 /// Multiply-adds below which leaving the interpreter costs more than it gives: some 50
@@ -24,7 +25,7 @@ fn detach_if_long<T: Send>(
     Ok(if is_short { work() } else { py.detach(work) }?)
 }
 
-fn slice<'a>(array: &'a Option<Floats<'_>>) -> PyResult<Option<&'a [f32]>> {
+fn slice<'a>(array: Option<&'a Floats<'_>>) -> PyResult<Option<&'a [f32]>> {
     Ok(match array {
         Some(array) => Some(array.as_slice()?),
         None => None,
@@ -43,7 +44,7 @@ pub fn linear(
     n_threads: usize,
 ) -> PyResult<()> {
     let n_inputs = weight.shape().last().copied().unwrap_or(0);
-    let (x, weight, bias) = (x.as_slice()?, weight.as_slice()?, slice(&bias)?);
+    let (x, weight, bias) = (x.as_slice()?, weight.as_slice()?, slice(bias.as_ref())?);
     let out = out.as_slice_mut()?;
     detach_if_long(py, out.len() * n_inputs, || {
         let (set, weight) = (InstructionSet::detect(), Weights::Float(weight));
@@ -64,7 +65,7 @@ pub fn linear_int8(
     n_threads: usize,
 ) -> PyResult<()> {
     let n_inputs = weight.shape().last().copied().unwrap_or(0);
-    let (x, bias, scales) = (x.as_slice()?, slice(&bias)?, scales.as_slice()?);
+    let (x, bias, scales) = (x.as_slice()?, slice(bias.as_ref())?, scales.as_slice()?);
     let (weight, out) = (weight.as_slice()?, out.as_slice_mut()?);
     detach_if_long(py, out.len() * n_inputs, || {
         let (set, weight) = (InstructionSet::detect(), Weights::Int8(weight, scales));
@@ -74,10 +75,7 @@ pub fn linear_int8(
 
 /// Rows of weights as integers of one byte, flat, and a factor for each row.
 #[pyfunction]
-pub fn quantize_rows<'py>(
-    py: Python<'py>,
-    weight: Floats<'py>,
-) -> PyResult<(Bound<'py, PyArray1<i8>>, Bound<'py, PyArray1<f32>>)> {
+pub fn quantize_rows<'py>(py: Python<'py>, weight: Floats<'py>) -> PyResult<Quantized<'py>> {
     let n_inputs = weight.shape().last().copied().unwrap_or(0);
     let weight = weight.as_slice()?;
     let (integers, scales) = py.detach(|| infer::quantize_rows(weight, n_inputs));
@@ -94,7 +92,7 @@ pub fn rms_norm(
     mut out: Output<'_>,
 ) -> PyResult<()> {
     let width = x.shape().last().copied().unwrap_or(0);
-    let (x, gains, out) = (x.as_slice()?, slice(&gains)?, out.as_slice_mut()?);
+    let (x, gains, out) = (x.as_slice()?, slice(gains.as_ref())?, out.as_slice_mut()?);
     Ok(infer::rms_norm(
         InstructionSet::detect(),
         x,
@@ -138,7 +136,7 @@ pub fn activate(
             return Err(Error::Argument(fault).into());
         }
     };
-    let (x, gate, out) = (x.as_slice()?, slice(&gate)?, out.as_slice_mut()?);
+    let (x, gate, out) = (x.as_slice()?, slice(gate.as_ref())?, out.as_slice_mut()?);
     Ok(infer::activate(
         InstructionSet::detect(),
         activation,
