@@ -236,7 +236,8 @@ def tiny_config(token_files: tuple[Path, Path], tmp_path: Path) -> Callable[...,
     return lambda **changes: TrainConfig(**{**options, **changes})
 
 
-@pytest.fixture(scope="session")
+# Not of the whole session: while Playwright is up, no other test can run an event loop.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium; skips without it or without playwright."""
     api = pytest.importorskip("playwright.sync_api")

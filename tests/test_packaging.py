@@ -78,7 +78,13 @@ def test_source_distribution_holds_the_sources_and_nothing_else(source_folder: P
         sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob(pattern)}
         assert sources <= files
     assert {"python/rslm/py.typed", "python/rslm/_rslm.pyi"} <= files
-    assets = {f"python/rslm/html_report/page.{kind}" for kind in ("html", "css", "js")}
+    assets = {
+        p.relative_to(ROOT).as_posix()
+        for folder in ("html_report", "infer")
+        for kind in ("html", "css", "js")
+        for p in (ROOT / "python/rslm" / folder).rglob(f"*.{kind}")
+    }
+    assert "python/rslm/infer/ui.html" in assets
     assert assets <= files
     suffixes = {Path(name).suffix for name in files - assets if (source_folder / name).is_file()}
     assert suffixes <= {".rs", ".py", ".pyi", ".typed", ".toml", ".lock", ".md", ""}

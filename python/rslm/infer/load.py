@@ -26,7 +26,7 @@ _MAX_DEPTH = 4
 """Folders in folders among which models are looked for: studies of studies of runs."""
 
 
-def load_run(run: Path, *, device: str = "auto") -> tuple[Transformer, Tokenizer]:
+def load_run(run: Path | str, *, device: str = "auto") -> tuple[Transformer, Tokenizer]:
     """The model of a folder, in evaluation mode, and its tokenizer.
 
     Of a run folder it is the newest good checkpoint; a model folder, as `rslm import` writes
@@ -36,6 +36,7 @@ def load_run(run: Path, *, device: str = "auto") -> tuple[Transformer, Tokenizer
         FileNotFoundError: it is neither, or has no checkpoint or no tokenizer.
         FormatError: weights, config and tokenizer do not fit.
     """
+    run = Path(run)
     if is_model_folder(run):
         config, weights = read_config(ModelFolderConfig, run / CONFIG).model, run / WEIGHTS
     else:
@@ -55,19 +56,20 @@ def load_run(run: Path, *, device: str = "auto") -> tuple[Transformer, Tokenizer
     return model.eval(), tokenizer
 
 
-def load_chat_format(folder: Path, tokenizer: Tokenizer) -> ChatFormat:
+def load_chat_format(folder: Path | str, tokenizer: Tokenizer) -> ChatFormat:
     """How the model of a folder is talked to: as its config says, else as its tokens suggest.
 
     Raises:
         ValueError: the config is damaged, or the tokenizer lacks the format's special tokens.
     """
+    folder = Path(folder)
     if not is_model_folder(folder):
         return ChatFormat.of(tokenizer)
     config = read_config(ModelFolderConfig, folder / CONFIG)
     return ChatFormat.of(tokenizer, config.chat_format, default_system=config.default_system)
 
 
-def find_models(folder: Path) -> dict[str, Path]:
+def find_models(folder: Path | str) -> dict[str, Path]:
     """The models to serve, by name: the folder itself if it is one, else those below it.
 
     Names are paths below `folder`. Hidden folders and links are not looked into, nor what lies
@@ -76,6 +78,7 @@ def find_models(folder: Path) -> dict[str, Path]:
     Raises:
         FileNotFoundError: there is no such folder.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} must be a folder with a model, and does not exist")
     if _holds_model(folder):
