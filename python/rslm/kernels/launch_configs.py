@@ -115,6 +115,18 @@ _SINGLE = {
     128: _table((32, 32, 8, 1), (16, 32, 8, 1), (32, 16, 8, 1)),
     256: _table((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
 }
+# Of decoding from a paged cache, by padded head width; a tile of queries is one of query-head pairs.
+# It reads each key once for sixteen rows and waits for memory, so the architecture hardly matters.
+_PAGED = {
+    64: LaunchConfig(16, 64, 4, 3),
+    128: LaunchConfig(16, 64, 4, 3),
+    256: LaunchConfig(16, 32, 4, 3),
+}
+_PAGED_SINGLE = {
+    64: LaunchConfig(16, 32, 4, 2),
+    128: LaunchConfig(16, 32, 4, 2),
+    256: LaunchConfig(16, 16, 4, 2),
+}
 # Under the interpreter an operation takes a millisecond whatever the size of its tile.
 _INTERPRETED = _table((64, 64, 4, 1), (64, 64, 4, 1), (64, 64, 4, 1))
 
@@ -166,3 +178,19 @@ def flash_config(
     changes = _WITH_START.get((row, width), {}) if has_start else {}
     changes |= _WITH_SOFTCAP.get((row, width), {}) if has_softcap else {}
     return replace(_HALF[row][width], **changes)
+
+
+def paged_config(d_head: int, dtype: torch.dtype, group: int) -> LaunchConfig:
+    """The configuration of paged attention, for decoding and chunks of prompts alike.
+
+    It depends on the model alone. One that followed lengths or the size of the batch would let
+    these into the last bits of the result.
+
+    Args:
+        d_head: width of a head.
+        dtype: of the queries.
+        group: query heads to a key-value head.
+    """
+    table = _PAGED_SINGLE if dtype.itemsize == 4 else _PAGED
+    config = table[max(64, padded_width(d_head))]
+    return replace(config, tile_queries=max(16, 1 << (group - 1).bit_length()))
