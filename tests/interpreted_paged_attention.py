@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_runner import made, model_of, ragged_steps, sequences
+from test_runner import model_of, ragged_steps, sequences
 from torch import Tensor
 from triton_interpreter import exact_bfloat16, formula
 
@@ -172,3 +172,140 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_output_equals_formula(case: Case):
     assert_close_to_formula(case)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 20)), min_size=1, max_size=5),
+    heads=st.sampled_from([(1, 1), (2, 1), (2, 2), (6, 2), (7, 1)]),
+    d_head=st.sampled_from([3, 16, 40, 64, 96, 128]),
+    block_size=st.sampled_from([1, 7, 8, 16, 32]),
+    window=st.none() | st.integers(1, 80),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    tile_keys=st.sampled_from([16, 32, 64]),
+)
+def test_drawn_steps_equal_formula(rows, heads, d_head, block_size, window, dtype, tile_keys):
+    if not any(new for _, new in rows):
+        rows = [*rows, (0, 1)]
+    assert_close_to_formula(
+        Case(
+            sequences=tuple(rows), heads=heads, d_head=d_head, block_size=block_size,
+            window=window, dtype=dtype, config=replace(SMALL, tile_keys=tile_keys),
+        )
+    )  # fmt: skip
+
+
+GATHERED = [CASES[name] for name in ("ragged", "window", "three share a head", "bfloat16, odd")]
+
+
+@pytest.mark.parametrize("case", GATHERED)
+def test_output_equals_attention_over_gathered_keys(case: Case):
+    drawn = draw(case)
+    found, first = run(case, drawn), 0
+    for (_, new), keys, values in zip(case.sequences, drawn.keys, drawn.values, strict=True):
+        own = slice(first, first + new)
+        q, k, v = (x[None].float() for x in (drawn.q[:, own], keys, values))
+        options: Any = {"causal": True, "window": case.window, "implementation": "reference"}
+        expected = attention(q, k, v, **options)[0].to(case.dtype)
+        is_wide = case.dtype == torch.float32
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if is_wide else {"rtol": 2e-2, "atol": 2e-2}
+        torch.testing.assert_close(found[:, own], expected, **tolerance)
+        first += new
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 20])
+def test_bits_depend_on_neither_batch_nor_chunks(dtype: torch.dtype, window: int | None):
+    whole = Case(sequences=((0, 53),), dtype=dtype, window=window, heads=(6, 2))
+    drawn = draw(whole)
+    expected = run(whole, drawn)
+    other = draw(replace(whole, sequences=((9, 4),), d_head=16))
+    for before, new in ((52, 1), (17, 2), (16, 16), (3, 40)):
+        last = before + new
+        pool = torch.cat([drawn.pool, other.pool], 1)
+        shifted = [[block + drawn.pool.shape[1] for block in other.tables[0]]]
+        batch = Drawn(
+            torch.cat([other.q, drawn.q[:, before:last]], 1), pool, [], [],
+            [*shifted, drawn.tables[0]],
+        )  # fmt: skip
+        found = run(replace(whole, sequences=((9, 4), (before, new))), batch)[:, 4:]
+        assert torch.equal(found, expected[:, before:last])
+
+
+def test_results_are_written_and_nothing_else():
+    from rslm.kernels.paged_attention import paged_launch
+
+    case = CASES["ragged"]
+    drawn = draw(case)
+    room = torch.full((drawn.q.shape[1] + 2, case.heads[0] + 2, case.d_head + 8), -12345.0)
+    out = room[1:-1, 1:-1, :-8].transpose(0, 1)
+    step = block_tables(
+        [before + i for before, new in case.sequences for i in range(new)],
+        [new for _, new in case.sequences],
+        drawn.tables,
+        block_size=16,
+        tile_queries=8,
+        device=out.device,
+    )
+    options = (None, 0.25, SMALL)
+    paged_launch(drawn.q, *drawn.pool, out, *step[:2], *options).run(out.device)
+    assert torch.equal(out, run(case, drawn))
+    out.fill_(-12345.0)
+    assert (room == -12345.0).all()
+
+
+def paged_runner(model: Any, block_size: int) -> Runner:
+    """A runner whose cache is read by the kernel, which it would be on CUDA alone."""
+    runner = Runner(model, n_blocks=200, block_size=block_size)
+    runner.cache = PagedCache(
+        model.config,
+        n_blocks=200,
+        block_size=block_size,
+        dtype=model.token_embeddings.weight.dtype,
+        reading="triton",
+    )
+    # Float32 on a CPU has a network of its own, in the extension's arithmetic.
+    runner.network = model
+    runner._hidden_states = model.hidden_states
+    return runner
+
+
+@pytest.mark.parametrize("name", ["grouped-heads", "windows"])
+def test_ragged_steps_of_a_model_equal_the_whole_pass(name: str):
+    model = model_of(name)
+    ids = [x[:9] for x in sequences(model.config, 3)]
+    runner = paged_runner(model, 4)
+    with torch.no_grad():
+        full = [model(torch.tensor([x]))[0] for x in ids]
+    largest = max(float(x.abs().max()) for x in full)
+    steps = ragged_steps(ids, Random(1), block_size=4, n_blocks=200, most=9)
+    for batch, rows in steps:
+        difference = runner.forward(batch) - torch.stack([full[i][at] for i, at in rows])
+        assert difference.abs().max() < 2e-5 * max(1.0, largest)
+
+
+def test_what_is_not_finite_stays_in_its_sequence():
+    model = model_of("plain")
+    model.token_embeddings.weight.data[3] = NAN
+    runner = paged_runner(model, 4)
+    bad, good = runner.forward(
+        StepBatch([3, 3, 3, 1, 2], [0, 1, 2, 0, 1], [3, 2], [[0], [1]], [2, 4])
+    )
+    assert bad.isnan().all()
+    assert good.isfinite().all()
+
+
+def test_a_step_cut_for_another_configuration_is_refused():
+    case = CASES["decode"]
+    drawn = draw(case)
+    assert tile_queries(16, torch.float32, 2) == 8
+    step = block_tables(
+        [40, 0, 15], [1, 1, 1], drawn.tables, block_size=16, tile_queries=4, device=drawn.q.device
+    )
+    with pytest.raises(ValueError, match="cut into tiles of 8 queries, got 4"):
+        paged_attention(drawn.q, *drawn.pool, step)

@@ -162,6 +162,8 @@ HOPPER = {"product": "wgmma", "uses_tma": True}
         ({"product": "none", "loop_products": 0}, {"kernel": "row_terms"}),
         # tanh takes an exponential of its own
         ({}, {"softcap": 20.0, "exp2_per_score": 2.0}),
+        # sixteen rows are a warp's product, and blocks are not tiles of a tensor
+        ({}, {"kernel": "paged", "arch": "90", "exp2_per_score": 2.0}),
     ],
 )
 def test_gate_passes(changes, subject):
@@ -180,6 +182,8 @@ def test_gate_passes(changes, subject):
         ({**HOPPER, "product": "mma.sync"}, {"arch": "90"}, "mma.sync, not by wgmma"),
         ({**HOPPER, "uses_tma": False}, {"arch": "90"}, "copies no tile by TMA"),
         ({}, {"exp2_per_score": 2.0}, "2.00 exponentials per score"),
+        ({"product": "none"}, {"kernel": "paged"}, "multiplies by none, not by mma.sync"),
+        ({}, {"kernel": "paged", "exp2_per_score": 2.5}, "2.50 exponentials per score"),
     ],
 )
 def test_gate_says_what_fails(changes, subject, complaint):
@@ -284,6 +288,10 @@ def test_approved_keeps_order_and_takes_out_what_fails(monkeypatch):
         (["--arch", "80", "--jobs", "-1"], "--jobs must be from 1 to 1024, got -1"),
         (["--arch", "80", "--softcap", "0"], "--softcap must be positive, got 0.0"),
         (["--arch", "80", "--start", "--full"], "--start needs causal attention, got --full"),
+        (
+            ["--arch", "80", "--full", "--kernel", "paged"],
+            "--kernel paged must go without --full and --softcap, which it lacks",
+        ),
         ([], "the following arguments are required: --arch"),
     ],
 )
@@ -320,7 +328,7 @@ def run_gate(*arguments: str) -> dict:
 
 @pytest.mark.timeout(1200)
 def test_golden_kernels_pass_the_gate_and_stay_as_lean(check_golden, request):
-    found = run_gate("--arch", "80", "90", "100", "--kernel", *LOOPS)
+    found = run_gate("--arch", "80", "90", "100", "--kernel", *LOOPS, "paged")
     failed = {name(v): v["failures"] for v in found["verdicts"] if v["failures"]}
     assert not failed
     made = {"triton": found["triton"], "kernels": {name(v): lean(v) for v in found["verdicts"]}}

@@ -252,8 +252,7 @@ def _choose(
     """What "auto" stands for; `needs_more` is asked of it than "torch" can."""
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     fallback: Implementation = "reference" if needs_more else "torch"
-    can = _HAS_TRITON and q.dtype in _TRITON_DTYPES and q.shape[-1] <= _TRITON_D_HEAD
-    if q.device.type != "cuda" or not can:
+    if not _triton_takes(q.device, q.dtype, q.shape[-1]):
         return fallback
     if needs_more or start is not None or (causal and 1 < n_queries != n_keys):
         return "triton"
@@ -261,6 +260,19 @@ def _choose(
     if n_queries == 1:
         return "torch"
     return _PLAIN_ON_CUDA.get(torch.cuda.get_device_capability(q.device), "torch")
+
+
+def reads_blocks(device: torch.device, dtype: torch.dtype, d_head: int) -> bool:
+    """Whether keys and values in blocks are read there by `kernels.paged_attention`.
+
+    Otherwise they are gathered for `attention`, which needs neither CUDA nor Triton.
+    """
+    return _triton_takes(device, dtype, d_head)
+
+
+def _triton_takes(device: torch.device, dtype: torch.dtype, d_head: int) -> bool:
+    is_known = dtype in _TRITON_DTYPES and d_head <= _TRITON_D_HEAD
+    return _HAS_TRITON and device.type == "cuda" and is_known
 
 
 def _why_no_triton(device: torch.device) -> str | None:

@@ -7,18 +7,24 @@ table[p // block_size].
 Source: Kwon et al. 2023, PagedAttention, section 4.1 (arXiv:2309.06180).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rslm import _rslm, exact
 from rslm.architecture import TransformerConfig
-from rslm.attention import attention
-from rslm.kv_cache import Attend
+from rslm.attention import attention, reads_blocks
+from rslm.kv_cache import Attend, AttentionCache
+
+if TYPE_CHECKING:
+    from rslm.kernels.paged_attention import BlockTables
+
+Reading = Literal["gather", "triton", "exact"]
+"""How queries come to the keys and values of their blocks."""
 
 
 @dataclass
@@ -87,6 +93,33 @@ class PagedLayer:
         return heads
 
 
+class TritonPagedLayer:
+    """The same with the kernel of `kernels.paged_attention`, which reads the blocks in place."""
+
+    def __init__(self, cache: "PagedCache", layer: int) -> None:
+        self._cache = cache
+        self._keys, self._values = cache.pool[layer]
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attend: Attend,
+        window: int | None,
+        scale: float | None,
+    ) -> Tensor:
+        """As `PagedLayer.attend`."""
+        # Only here, as it loads Triton, which a machine without a GPU may lack.
+        from rslm.kernels.paged_attention import paged_attention
+
+        for pool, x in ((self._keys, k), (self._values, v)):
+            pool.flatten(0, 1)[self._cache.slots] = x.transpose(0, 1).to(pool.dtype)
+        step = self._cache.step
+        return paged_attention(q, self._keys, self._values, step, window=window, scale=scale)
+
+
 class ExactPagedLayer:
     """The same in exact arithmetic, which reads the blocks where they lie."""
 
@@ -123,11 +156,16 @@ class PagedCache:
         block_size: positions in a block.
         device: where the pool lies.
         dtype: of its numbers.
-        is_exact: whether the layers compute in exact arithmetic.
+        reading: "exact", in exact arithmetic; None takes what `rslm.attention` chooses.
 
     Raises:
         ValueError: a size is below 1.
     """
+
+    slots: Tensor
+    """Where the keys and values of the step's tokens belong."""
+    groups: list[_Group]
+    step: "BlockTables"
 
     def __init__(
         self,
@@ -137,7 +175,7 @@ class PagedCache:
         block_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        is_exact: bool = False,
+        reading: Reading | None = None,
     ) -> None:
         for name, size in (("n_blocks", n_blocks), ("block_size", block_size)):
             if size < 1:
@@ -146,36 +184,69 @@ class PagedCache:
         shape = (config.n_layers, 2, n_blocks, block_size, *_kv_shape(config))
         # Zeros cost no memory until they are written over.
         self.pool = torch.zeros(shape, device=device, dtype=dtype)
-        kind = ExactPagedLayer if is_exact else PagedLayer
-        self.layers = [kind(self, layer) for layer in range(config.n_layers)]
-        self.is_exact = is_exact
+        self.reading: Reading = reading or _reading(self.pool)
+        kind = _LAYERS[self.reading]
+        self.layers: list[AttentionCache] = [kind(self, i) for i in range(config.n_layers)]
+        self._group = config.n_heads // config.resolved_n_kv_heads
         self._longest = 0
 
     def begin(self, batch: StepBatch) -> None:
-        """Sets what the layers of the coming forward pass read: slots and groups."""
-        device, block_size = self.pool.device, self.block_size
+        """Sets what the layers of the coming forward pass read.
+
+        Raises:
+            ValueError: a position has no room in its block table, a block is not of the pool, or
+                the lengths are not those of the positions.
+        """
         self._longest = max(batch.positions) + 1
-        if self.is_exact:
+        if self.reading == "exact":
             step = (batch.positions, batch.lengths, batch.block_tables)
-            self.plan = _rslm.StepPlan(*step, block_size, self.n_blocks)
+            self.plan = _rslm.StepPlan(*step, self.block_size, self.n_blocks)
             return
-        ends = [0]
-        for length in batch.lengths:
-            ends.append(ends[-1] + length)
-        tables = [
-            [block * block_size + i for block in table for i in range(block_size)]
-            for table in batch.block_tables
+        self._check(batch)
+        size, device = self.block_size, self.pool.device
+        slots = [
+            table[position // size] * size + position % size
+            for (first, end), table in _spans(batch)
+            for position in batch.positions[first:end]
         ]
-        slots: list[int] = []
-        groups: dict[int, list[tuple[int, list[int]]]] = {}
-        for (first, end), table in zip(pairwise(ends), tables, strict=True):
-            slots += [table[position] for position in batch.positions[first:end]]
-            n_keys = batch.positions[end - 1] + 1
-            groups.setdefault(end - first, []).append((first, table[:n_keys]))
-        self.slots = torch.tensor(slots, device=device)
-        self.groups = [
-            _group(length, members, device) for length, members in groups.items() if length
-        ]
+        self.slots = torch.tensor(slots, dtype=torch.long, device=device)
+        if self.reading == "gather":
+            self.groups = _groups(batch, size, device)
+        else:
+            self.step = self._tables(batch)
+
+    def _tables(self, batch: StepBatch) -> "BlockTables":
+        from rslm.kernels.paged_attention import block_tables, tile_queries
+
+        return block_tables(
+            batch.positions,
+            batch.lengths,
+            batch.block_tables,
+            block_size=self.block_size,
+            tile_queries=tile_queries(self.pool.shape[-1], self.pool.dtype, self._group),
+            device=self.pool.device,
+        )
+
+    def _check(self, batch: StepBatch) -> None:
+        """As the extension does it; a kernel that is led outside the pool breaks the process."""
+        n, lengths, size = len(batch.positions), batch.lengths, self.block_size
+        n_tables = len(batch.block_tables)
+        if sum(lengths) != n or len(lengths) != n_tables or min(lengths, default=0) < 0:
+            raise ValueError(
+                f"lengths must add up to {n} positions of {n_tables} sequences, got {lengths}"
+            )
+        for (first, end), table in _spans(batch):
+            own = batch.positions[first:end]
+            if own and own != list(range(own[0], own[0] + len(own))):
+                raise ValueError(f"positions of a sequence must follow one another, got {own}")
+            if own and not 0 <= own[0] <= own[-1] < len(table) * size:
+                raise ValueError(
+                    f"a block table must have room for position {own[-1]}, "
+                    f"got {len(table)} blocks of {size}"
+                )
+            if table and not 0 <= min(table) <= max(table) < self.n_blocks:
+                wrong = next(block for block in table if not 0 <= block < self.n_blocks)
+                raise ValueError(f"a block must be below {self.n_blocks}, got {wrong}")
 
     def length_after(self, n_tokens: int) -> int:
         """Positions of the longest sequence of the step; its tokens are in `begin` already."""
@@ -198,6 +269,26 @@ def _kv_shape(config: TransformerConfig) -> tuple[int, int]:
     return config.resolved_n_kv_heads, config.resolved_d_head
 
 
+def _reading(pool: Tensor) -> Reading:
+    return "triton" if reads_blocks(pool.device, pool.dtype, pool.shape[-1]) else "gather"
+
+
+def _spans(batch: StepBatch) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """The first token of each sequence, the one behind its last, and its table."""
+    return zip(pairwise(accumulate(batch.lengths, initial=0)), batch.block_tables, strict=True)
+
+
+def _groups(batch: StepBatch, block_size: int, device: torch.device) -> list[_Group]:
+    """The sequences with new tokens, those with equally many together."""
+    groups: dict[int, list[tuple[int, list[int]]]] = {}
+    for (first, end), table in _spans(batch):
+        slots = [block * block_size + i for block in table for i in range(block_size)]
+        if end > first:
+            own = slots[: batch.positions[end - 1] + 1]
+            groups.setdefault(end - first, []).append((first, own))
+    return [_group(length, members, device) for length, members in groups.items()]
+
+
 def _group(length: int, members: Sequence[tuple[int, list[int]]], device: torch.device) -> _Group:
     """The rectangle of sequences with `length` new tokens each.
 
@@ -213,3 +304,10 @@ def _group(length: int, members: Sequence[tuple[int, list[int]]], device: torch.
         start = torch.tensor(padding, device=device)[:, None].expand(-1, length)
     as_tensor = torch.tensor
     return _Group(as_tensor(tokens, device=device), as_tensor(padded, device=device), start)
+
+
+_LAYERS: dict[Reading, Callable[[PagedCache, int], AttentionCache]] = {
+    "gather": PagedLayer,
+    "triton": TritonPagedLayer,
+    "exact": ExactPagedLayer,
+}

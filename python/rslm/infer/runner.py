@@ -22,7 +22,8 @@ class Runner:
     """Runs the model's own forward pass over ragged steps, with keys and values in a pool.
 
     Float32 weights on a CPU are read by the compiled extension, which is the fastest there and
-    exact; others, and other devices, by PyTorch, with keys and values gathered for each step.
+    exact; others, and other devices, by PyTorch. There `rslm.attention` chooses how keys and values
+    are read: by the kernel of `kernels.paged_attention` where they lie, or gathered for each step.
 
     Args:
         model: whose weights are read, never written.
@@ -32,7 +33,9 @@ class Runner:
             the chunks it is read in and the threads, and those of `score` with `exact`.
         quantize: "int8" multiplies by matrices of one byte a number, with a scale for each
             output; embeddings and norms stay. Its logits do not depend on the batch either.
-        compile: compile the forward pass with `torch.compile`, on CUDA.
+        compile: compile the forward pass with `torch.compile`, on CUDA, where the kernel reads the
+            blocks. Its shapes follow the step: one graph serves all numbers of tokens, sequences
+            and blocks, one more a single token, and one the first step. No CUDA graphs.
 
     Raises:
         ValueError: the options do not go together, or not with where the weights are.
@@ -61,16 +64,22 @@ class Runner:
         if has_kernels:
             self.network = cpu_network(model, quantize=quantize is not None)
         self._hidden_states = self.network.hidden_states
-        if compile:
-            self._hidden_states = torch.compile(self._hidden_states, dynamic=True)
         self.cache = PagedCache(
             model.config,
             n_blocks=n_blocks,
             block_size=block_size,
             device=weight.device,
             dtype=weight.dtype,
-            is_exact=has_kernels,
+            reading="exact" if has_kernels else None,
         )
+        self._is_compiled = compile
+        if compile:
+            if self.cache.reading != "triton":
+                raise ValueError(
+                    "compile needs Triton, weights in float32, float16 or bfloat16 and heads of at "
+                    f"most 256 columns, got {weight.dtype} and {model.config.resolved_d_head}"
+                )
+            self._hidden_states = torch.compile(self._hidden_states)
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> Float[Tensor, "rows vocab_size"]:
@@ -82,6 +91,8 @@ class Runner:
         self.cache.begin(batch)
         token_ids = torch.tensor(batch.token_ids, device=self.device)
         positions = torch.tensor(batch.positions, device=self.device)
+        if self._is_compiled:
+            _mark_ragged(token_ids, positions, self.cache)
         hidden = self._hidden_states(token_ids, positions, cache=self.cache)
         if len(batch.rows) != len(batch.token_ids):
             hidden = hidden[torch.tensor(batch.rows, dtype=torch.long, device=self.device)]
@@ -98,6 +109,18 @@ class Runner:
     ) -> int:
         """Memory of one block of the pool, all layers together."""
         return bytes_per_block(config, block_size, dtype)
+
+
+def _mark_ragged(token_ids: Tensor, positions: Tensor, cache: PagedCache) -> None:
+    """Tells `torch.compile` which sizes change from step to step.
+
+    Left to itself it takes every size for one that changes, those of weights too, and ties sizes
+    that happen to be equal: 4 graphs where these are 3, and slower ones.
+    """
+    step = cache.step
+    for ragged in (token_ids, positions, cache.slots, step.tiles, step.tables):
+        torch._dynamo.maybe_mark_dynamic(ragged, 0)
+    torch._dynamo.maybe_mark_dynamic(step.tables, 1)
 
 
 def score(

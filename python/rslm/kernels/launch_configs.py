@@ -115,7 +115,7 @@ _SINGLE = {
     128: _table((32, 32, 8, 1), (16, 32, 8, 1), (32, 16, 8, 1)),
     256: _table((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
 }
-# Of decoding from a paged cache, by padded head width; a tile of queries is one of query-head pairs.
+# Of decoding from a paged cache, by padded head width. Its tiles have query-head pairs for queries.
 # It reads each key once for sixteen rows and waits for memory, so the architecture hardly matters.
 _PAGED = {
     64: LaunchConfig(16, 64, 4, 3),

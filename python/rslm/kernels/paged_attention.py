@@ -18,7 +18,6 @@ FlashAttention-2, Algorithm 1 (arXiv:2307.08691), for the running maximum.
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -177,7 +176,8 @@ def _paged_attention(
     config: Sequence[int],
 ) -> Tensor:
     out = _empty_output(q)
-    made = LaunchConfig(*config[:4])
+    tile_queries, tile_keys, n_warps, n_stages = config
+    made = LaunchConfig(tile_queries, tile_keys, n_warps, n_stages)
     paged_launch(q, keys, values, out, tiles, tables, window, scale, made).run(q.device)
     return out
 
@@ -234,7 +234,7 @@ def paged_attention(
             f"got {step.tile_queries}"
         )
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    numbers = [int(number) for number in astuple(config)]
+    numbers = [config.tile_queries, config.tile_keys, config.n_warps, config.n_stages]
     out: Tensor = _paged_attention(
         _row_major(q), keys, values, step.tiles, step.tables, window, scale, numbers
     )
@@ -282,7 +282,12 @@ def paged_launch(
     """The launch that fills `out`, (n_heads, tokens, d_head) as `q`."""
     block_size, n_kv_heads, d_head = keys.shape[1:]
     arguments = {
-        **{"Q": q, "K": keys, "V": values, "Out": out, "Tiles": tiles, "Tables": tables},
+        "Q": q,
+        "K": keys,
+        "V": values,
+        "Out": out,
+        "Tiles": tiles,
+        "Tables": tables,
         "q_strides": (q.stride(1), q.stride(0)),
         # Blocks lie one after another, so a slot's number is all that its address takes.
         "k_strides": keys.stride()[1:3],
@@ -292,9 +297,12 @@ def paged_launch(
         "n_kv_heads": n_kv_heads,
         "window": window or 0,
         "multiplier": scale * _LOG2E,
-        **{"GROUP": q.shape[0] // n_kv_heads, "BLOCK": block_size},
-        **{"Br": config.tile_queries, "Bc": config.tile_keys},
-        **{"D": d_head, "D_PAD": padded_width(d_head)},
+        "GROUP": q.shape[0] // n_kv_heads,
+        "BLOCK": block_size,
+        "Br": config.tile_queries,
+        "Bc": config.tile_keys,
+        "D": d_head,
+        "D_PAD": padded_width(d_head),
         "HAS_WINDOW": window is not None,
         # TF32, the default for float32, would leave three digits.
         "PRECISION": "ieee",
@@ -325,6 +333,4 @@ def paged_compilation(
     tiles = torch.empty(64, 4, dtype=torch.int32, device="meta")
     tables = torch.empty(64, 8, dtype=torch.int32, device="meta")
     config = config or paged_config(d_head, dtype, group)
-    return compilation(
-        paged_launch(q, keys, keys, q, tiles, tables, window, d_head**-0.5, config)
-    )
+    return compilation(paged_launch(q, keys, keys, q, tiles, tables, window, d_head**-0.5, config))

@@ -57,9 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel",
         nargs="+",
         choices=KERNELS,
-        default=list(KERNELS),
         metavar="NAME",
-        help="some only",
+        help=f"some only of {', '.join(KERNELS)}",
     )
     add("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     add("--full", action="store_true", help="every query sees every key; causal by default")
@@ -87,6 +86,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--group must divide {N_HEADS}, got {options.group}")
     if options.start and options.full:
         raise ValueError("--start needs causal attention, got --full")
+    if "paged" in (options.kernel or ()) and (options.full or options.softcap is not None):
+        raise ValueError("--kernel paged must go without --full and --softcap, which it lacks")
     if options.softcap is not None and not options.softcap > 0:
         raise ValueError(f"--softcap must be positive, got {options.softcap}")
     if importlib.util.find_spec("triton") is None:
@@ -120,6 +121,8 @@ def _subjects(options: argparse.Namespace) -> "list[Subject]":
     from rslm.kernels.offline.gate import Subject
     from rslm.kernels.offline.sweep import candidates
 
+    is_causal_only = options.full or options.softcap is not None
+    kernels = options.kernel or [k for k in KERNELS if not (is_causal_only and k == "paged")]
     return [
         Subject(
             arch=arch,
@@ -137,7 +140,7 @@ def _subjects(options: argparse.Namespace) -> "list[Subject]":
         for kernel, configs in (
             candidates(arch, d_head) if options.candidates else {name: [None] for name in KERNELS}
         ).items()
-        if kernel in options.kernel
+        if kernel in kernels
         for config in configs
     ]
 

@@ -9,6 +9,7 @@ KERNELS = {
     "row_terms": "row_terms_kernel",
     "key_gradients": "key_gradients_kernel",
     "query_gradients": "query_gradients_kernel",
+    "paged": "paged_kernel",
 }
 """What kernels are called in a launch configuration, and in the code."""
 
