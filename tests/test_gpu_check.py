@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,12 @@ from torch import Tensor
 
 from rslm.attention import attention
 from rslm.commands.gpu_check import GpuCheckOptions, gpu_check
-from rslm.gpu_check import correctness, speed
+from rslm.gpu_check import correctness, paged, speed
 from rslm.gpu_check.budget import Budget
 from rslm.gpu_check.cases import Case, speed_cases
 from rslm.gpu_check.pictures import draw_speed
 from rslm.gpu_check.sweep import table_patch
+from rslm.infer.paged_cache import PagedCache, StepBatch
 
 CPU = torch.device("cpu")
 CASE = Case(n_heads=2, n_kv_heads=1, n_queries=40, n_keys=40, d_head=16, dtype="float32")
@@ -73,6 +76,52 @@ def test_races_are_results_that_differ(monkeypatch: pytest.MonkeyPatch, unsteady
     assert (found["n_different"], found["passed"]) == ((4, False) if unsteady else (0, True))
 
 
+def paged_stand_in(monkeypatch: pytest.MonkeyPatch, fault: Callable[[StepBatch], float]) -> None:
+    """Exact arithmetic in place of the kernel, and a fault of the first head."""
+    make, attend = paged.PagedCase.cache, paged._attend
+
+    def run(cache: PagedCache, batch: StepBatch, *rest: Any) -> Tensor:
+        output = attend(cache, batch, *rest)
+        output[0] += fault(batch)
+        return output
+
+    monkeypatch.setattr(
+        paged.PagedCase, "cache", lambda case, device, _: make(case, device, "exact")
+    )
+    monkeypatch.setattr(paged, "_attend", run)
+
+
+@pytest.mark.parametrize(
+    ("fault", "passes", "n_different"),
+    [
+        (lambda batch: 0.0, True, 0),
+        (lambda batch: 1e-3, False, 0),
+        (lambda batch: float("nan"), False, 6),
+        # Of three tokens each is read once with its sequence and once alone.
+        (lambda batch: 1e-6 * len(batch.lengths), False, 6),
+    ],
+)
+def test_paged_check_fails_on_wrong_numbers_and_on_bits_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[StepBatch], float],
+    passes: bool,
+    n_different: int,
+) -> None:
+    paged_stand_in(monkeypatch, fault)
+    case = replace(paged.DRY, dtype="float32")
+    [found] = paged.check_paged([case], ["float32"], CPU, Budget(60), share=1.0)
+    assert (found["passed"], found["n_different"]) == (passes, n_different)
+
+
+def test_paged_bytes_are_of_the_keys_that_are_seen() -> None:
+    sizes = {"n_kv_heads": 2, "n_heads": 4, "d_head": 8, "dtype": "bfloat16"}
+    row = 2 * 2 * 8 * 2
+    case = paged.PagedCase(sequences=((99, 1), (0, 30)), **sizes)
+    assert case.n_bytes == (100 + 30) * row
+    # One token sees 10 keys; of 30 tokens the last sees the last 10, and all are seen by some.
+    assert replace(case, window=10).n_bytes == (10 + 30) * row
+
+
 def test_a_budget_that_is_spent_names_what_it_leaves_out() -> None:
     budget = Budget(0.0)
     assert correctness.check_correctness([CASE], ["float32"], CPU, budget, share=1.0) == []
@@ -111,7 +160,7 @@ def test_dry_run_goes_through_every_section(tmp_path) -> None:
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert report["passed"]
     assert report["left_out"] == []
-    for section in ("correctness", "races", "speed", "sweep", "steps"):
+    for section in ("correctness", "races", "paged", "paged_speed", "speed", "sweep", "steps"):
         assert report[section], section
         assert (tmp_path / f"{section}.csv").exists()
     assert {record["attention"] for record in report["steps"]} == {"torch", "triton"}
@@ -128,12 +177,15 @@ def test_interrupt_keeps_the_sections_that_are_over(
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(correctness, "attention", stand_in())
+    paged_stand_in(monkeypatch, lambda batch: 0.0)
+    monkeypatch.setattr(paged, "time_paged", lambda *_, **__: [])
     monkeypatch.setattr(speed, "time_speed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         gpu_check(GpuCheckOptions(out=tmp_path, dry_run=True))
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert report["correctness"]
     assert report["races"]
+    assert report["paged"]
     assert "speed" not in report
 
 

@@ -14,8 +14,9 @@ EXIT_FAILED = 1
 class GpuCheckOptions:
     """Check and time the attention kernels on this GPU, in one go.
 
-    Results against float64, the same inputs again and again, TFLOP/s beside PyTorch's kernels,
-    FlexAttention and flash-attn (where installed), launch configurations, and training steps.
+    Results against float64, the same inputs again and again, attention over block tables,
+    TFLOP/s beside PyTorch's kernels, FlexAttention and flash-attn (where installed), launch
+    configurations, and training steps.
     The exit code is 1 where a result is wrong.
     """
 

@@ -5,14 +5,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rslm.gpu_check import correctness, speed, steps, sweep
+from rslm.gpu_check import correctness, paged, speed, steps, sweep
 from rslm.gpu_check.budget import Budget
 from rslm.gpu_check.cases import CORRECTNESS_CASES, DRY_CASES, Case, Dtype, speed_cases
 from rslm.hardware import reported_accelerator
 from rslm.profiling.tables import Table
 from rslm.profiling.timing import Announce, quiet
 
-SHARES = {"correctness": 0.2, "races": 0.3, "speed": 0.65, "sweep": 0.85, "steps": 1.0}
+SHARES = {
+    "correctness": 0.2,
+    "races": 0.3,
+    "paged": 0.36,
+    "paged_speed": 0.45,
+    "speed": 0.7,
+    "sweep": 0.87,
+    "steps": 1.0,
+}
 """Part of the time that is over when the last piece of a section may begin."""
 
 
@@ -26,6 +34,8 @@ class Scope:
         n_repetitions: of each case, in the hunt for races.
         timed: cases of the comparison, the most telling first.
         swept: cases whose launch configurations are timed.
+        paged_checked: steps over block tables whose results are held against float64.
+        paged_timed: such steps that are timed.
         step: what is trained.
         n_timed_steps: timed steps of it.
     """
@@ -35,6 +45,8 @@ class Scope:
     n_repetitions: int
     timed: tuple[Case, ...]
     swept: tuple[Case, ...]
+    paged_checked: tuple[paged.PagedCase, ...]
+    paged_timed: tuple[paged.PagedCase, ...]
     step: steps.StepSize
     n_timed_steps: int
 
@@ -47,6 +59,8 @@ FULL = Scope(
     n_repetitions=200,
     timed=_TIMED,
     swept=tuple(case for case in _TIMED if case.causal and case.n_queries == _LENGTHS[0]),
+    paged_checked=paged.CHECKED,
+    paged_timed=paged.TIMED,
     step=steps.StepSize(),
     n_timed_steps=10,
 )
@@ -57,6 +71,8 @@ DRY = Scope(
     n_repetitions=2,
     timed=(replace(_SMALL, dtype="float32"),),
     swept=(replace(_SMALL, dtype="float32"),),
+    paged_checked=(paged.DRY,),
+    paged_timed=(replace(paged.DRY, sequences=((20, 1), (20, 1))),),
     step=steps.StepSize(
         size="32x1x2",
         vocab_size=64,
@@ -92,6 +108,7 @@ def measure(
         announce=announce,
     )
     yield correctness.races_table(races)
+    yield from _paged(scope, device, budget, announce)
     rates = speed.time_speed(
         scope.timed,
         device,
@@ -112,6 +129,19 @@ def measure(
         announce=announce,
     )
     yield steps.steps_table(trained)
+
+
+def _paged(
+    scope: Scope, device: torch.device, budget: Budget, announce: Announce
+) -> Iterator[Table]:
+    errors = paged.check_paged(
+        scope.paged_checked, scope.dtypes, device, budget, share=SHARES["paged"], announce=announce
+    )
+    yield paged.paged_table(errors)
+    seconds = paged.time_paged(
+        scope.paged_timed, device, budget, share=SHARES["paged_speed"], announce=announce
+    )
+    yield paged.paged_speed_table(seconds)
 
 
 def peak_flops(device: torch.device) -> float | None:
