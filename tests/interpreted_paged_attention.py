@@ -275,7 +275,7 @@ def paged_runner(model: Any, block_size: int) -> Runner:
     return runner
 
 
-@pytest.mark.parametrize("name", ["grouped-heads", "windows"])
+@pytest.mark.parametrize("name", ["grouped-heads", pytest.param("windows", marks=pytest.mark.slow)])
 def test_ragged_steps_of_a_model_equal_the_whole_pass(name: str):
     model = model_of(name)
     ids = [x[:9] for x in sequences(model.config, 3)]

@@ -14,7 +14,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import native_specialize_impl
 
 from rslm.kernels.flash_attention import flash_attention
-from rslm.kernels.flash_launch import Problem, compilation, compilations, forward_launch
+from rslm.kernels.flash_launch import Launch, Problem, compilation, compilations, forward_launch
 from rslm.kernels.launch_configs import FlashConfig, LaunchConfig, flash_config, padded_width
 
 HERE = Path(__file__).parent
@@ -112,12 +112,15 @@ def test_compilations_name_every_kernel(arch: str, dtype: torch.dtype):
 @pytest.mark.parametrize("use_descriptors", [False, True])
 @pytest.mark.parametrize("group", [1, 2])
 def test_compilation_is_what_triton_would_specialise_for(use_descriptors: bool, group: int):
-    """Triton works its specialisation out in private code at a launch, which needs a GPU."""
     q = torch.empty(1, 4, 64, 48, dtype=torch.float16)
     k = torch.empty(1, 64, 4 // group, 48, dtype=torch.float16).transpose(1, 2)
     problem = Problem(q, k, k, torch.empty(1, 64, dtype=torch.int32), True, 0, 0.5, None)
     config = LaunchConfig(64, 64, 4, 1, use_descriptors)
-    launch = forward_launch(problem, torch.empty_like(q), torch.empty(1, 4, 64), config)
+    assert_specialised(forward_launch(problem, torch.empty_like(q), torch.empty(1, 4, 64), config))
+
+
+def assert_specialised(launch: Launch) -> None:
+    """Triton works its specialisation out in private code at a launch, which needs a GPU."""
     found = compilation(launch)
     backend = make_backend(GPUTarget("cuda", 90, 32))
     attributes = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_flash_attention import assert_specialised
 from test_model_switches import PLAIN, SWITCHES
 from test_runner import made, model_of
 from torch import Tensor
@@ -24,7 +25,12 @@ from rslm.infer import runner as runner_module
 from rslm.infer.runner import Runner, StepBatch
 from rslm.kernels.flash_launch import Compilation
 from rslm.kernels.launch_configs import paged_config
-from rslm.kernels.paged_attention import block_tables, paged_attention, paged_compilation
+from rslm.kernels.paged_attention import (
+    block_tables,
+    paged_attention,
+    paged_compilation,
+    paged_launch,
+)
 from rslm.model import Transformer
 
 HERE = Path(__file__).parent
@@ -242,3 +248,12 @@ def test_compilation_is_the_specialisation_of_the_launch(window: int | None):
     for name in ("table_stride", "window", "n_kv_heads"):
         assert made_for.signature[name] == "i32"
         assert (names.index(name),) not in made_for.attributes
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_launches_are_compiled_as_the_gate_compiles(group: int):
+    q, out = (torch.empty(5, 2 * group, 48).half().transpose(0, 1) for _ in range(2))
+    pool = torch.empty(2, 4, 8, 2, 48).half()
+    tiles, tables = (torch.zeros(2, n, dtype=torch.int32) for n in (4, 3))
+    config = paged_config(48, q.dtype, group)
+    assert_specialised(paged_launch(q, *pool, out, tiles, tables, 7, 0.1, config))
