@@ -9,8 +9,9 @@ Source: Kwon et al. 2023, PagedAttention, section 4.1 (arXiv:2309.06180).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from itertools import accumulate, count, pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class TritonPagedLayer:
     """The same with the kernel of `kernels.paged_attention`, which reads the blocks in place."""
 
     def __init__(self, cache: "PagedCache", layer: int) -> None:
-        self._cache = cache
+        self._cache, self._layer = cache, layer
         self._keys, self._values = cache.pool[layer]
 
     def attend(
@@ -111,6 +112,15 @@ class TritonPagedLayer:
         scale: float | None,
     ) -> Tensor:
         """As `PagedLayer.attend`."""
+        if torch.compiler.is_compiling():
+            out: Tensor = _read_blocks(q, k, v, self._cache.number, self._layer, window, scale)
+            return out
+        return self.read(q, k, v, window, scale)
+
+    def read(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None
+    ) -> Tensor:
+        """What `attend` does, with nothing of it compiled."""
         # Only here, as it loads Triton, which a machine without a GPU may lack.
         from rslm.kernels.paged_attention import paged_attention
 
@@ -118,6 +128,36 @@ class TritonPagedLayer:
             pool.flatten(0, 1)[self._cache.slots] = x.transpose(0, 1).to(pool.dtype)
         step = self._cache.step
         return paged_attention(q, self._keys, self._values, step, window=window, scale=scale)
+
+
+_CACHES: WeakValueDictionary[int, "PagedCache"] = WeakValueDictionary()
+_NUMBERS = count()
+
+
+@torch.library.custom_op("rslm::read_blocks", mutates_args=())
+def _read_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: int,
+    layer: int,
+    window: int | None,
+    scale: float | None,
+) -> Tensor:
+    """`TritonPagedLayer.read` for torch.compile, which must not see the pool.
+
+    All layers' keys and values are views of it. A compiler that sees them written copies the
+    whole pool in each layer, to be sure of the order; what q is made of keeps the order here.
+    """
+    found = _CACHES[cache].layers[layer]
+    assert isinstance(found, TritonPagedLayer)
+    return found.read(q, k, v, window, scale)
+
+
+@_read_blocks.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
+    n_heads, n_tokens, d_head = q.shape
+    return q.new_empty(n_tokens, n_heads, d_head).transpose(0, 1)
 
 
 class ExactPagedLayer:
@@ -187,6 +227,8 @@ class PagedCache:
         self.reading: Reading = reading or _reading(self.pool)
         kind = _LAYERS[self.reading]
         self.layers: list[AttentionCache] = [kind(self, i) for i in range(config.n_layers)]
+        self.number = next(_NUMBERS)
+        _CACHES[self.number] = self
         self._group = config.n_heads // config.resolved_n_kv_heads
         self._longest = 0
 

@@ -34,8 +34,8 @@ class Runner:
         quantize: "int8" multiplies by matrices of one byte a number, with a scale for each
             output; embeddings and norms stay. Its logits do not depend on the batch either.
         compile: compile the forward pass with `torch.compile`, on CUDA, where the kernel reads the
-            blocks. Its shapes follow the step: one graph serves all numbers of tokens, sequences
-            and blocks, one more a single token, and one the first step. No CUDA graphs.
+            blocks. Its shapes follow the step: one graph serves all numbers of tokens, one more a
+            single token, and one the first step. No CUDA graphs.
 
     Raises:
         ValueError: the options do not go together, or not with where the weights are.
@@ -92,7 +92,7 @@ class Runner:
         token_ids = torch.tensor(batch.token_ids, device=self.device)
         positions = torch.tensor(batch.positions, device=self.device)
         if self._is_compiled:
-            _mark_ragged(token_ids, positions, self.cache)
+            _mark_ragged(token_ids, positions)
         hidden = self._hidden_states(token_ids, positions, cache=self.cache)
         if len(batch.rows) != len(batch.token_ids):
             hidden = hidden[torch.tensor(batch.rows, dtype=torch.long, device=self.device)]
@@ -111,16 +111,14 @@ class Runner:
         return bytes_per_block(config, block_size, dtype)
 
 
-def _mark_ragged(token_ids: Tensor, positions: Tensor, cache: PagedCache) -> None:
-    """Tells `torch.compile` which sizes change from step to step.
+def _mark_ragged(*ragged: Tensor) -> None:
+    """Tells `torch.compile` that the numbers of tokens change from step to step.
 
-    Left to itself it takes every size for one that changes, those of weights too, and ties sizes
-    that happen to be equal: 4 graphs where these are 3, and slower ones.
+    With `dynamic=True` it would take all sizes for such, those of weights too, and tie those that
+    happen to be equal, which makes slower graphs, and more of them.
     """
-    step = cache.step
-    for ragged in (token_ids, positions, cache.slots, step.tiles, step.tables):
-        torch._dynamo.maybe_mark_dynamic(ragged, 0)
-    torch._dynamo.maybe_mark_dynamic(step.tables, 1)
+    for x in ragged:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
 
 
 def score(
