@@ -16,6 +16,9 @@ from rslm.chat import ChatFormat
 from rslm.infer.service import LoadedModel
 from rslm.infer.serving import ServingOptions, serve
 
+PATIENCE = 120.0
+"""Seconds for what only an error can make late, however busy the machine is."""
+
 
 @dataclass
 class Running:
@@ -33,17 +36,17 @@ class Running:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(30)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
 
-    def connect(self, timeout: float = 20) -> socket.socket:
+    def connect(self, timeout: float = PATIENCE) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
 
     def ask(
         self, method: str, path: str, body: object = None, **headers: str
     ) -> tuple[HTTPResponse, bytes]:
         """One request on a connection of its own; an object is sent as JSON."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             data = body if isinstance(body, bytes) or body is None else json.dumps(body)
             sent = {"content-type": "application/json"} if body is not None else {}
@@ -102,14 +105,14 @@ def running(
 
     thread = threading.Thread(target=work, name="server")
     thread.start()
-    begun.wait(30)
+    begun.wait(PATIENCE)
     try:
         assert found, errors
         yield found[0]
     finally:
         if found:
             found[0].stop()
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not errors, errors
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 from fake_engine import Faults
-from servers import Running, fake_loader, running, until
+from servers import PATIENCE, Running, fake_loader, running, until
 
 from rslm.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ def server(served: Running, faults: Faults) -> Iterator[Running]:
     served.reports.clear()
     yield served
     faults.pieces, faults.gate, faults.step_seconds = [], None, 0.0
-    assert served.metrics()['rslm_running{model="m"}'] == 0
+    until(lambda: served.metrics().get('rslm_running{model="m"}', 0) == 0)
     assert served.reports == []
 
 
@@ -352,7 +352,7 @@ def test_a_disconnect_cancels_within_a_step(server: Running, faults: Faults):
 
     def wait() -> None:
         reached.set()
-        assert gate.acquire(timeout=20)
+        assert gate.acquire(timeout=PATIENCE)
 
     faults.gate = wait
     for n_gone, stream in enumerate((True, False), 1):
@@ -364,7 +364,7 @@ def test_a_disconnect_cancels_within_a_step(server: Running, faults: Faults):
             b"Content-Type: application/json\r\n"
             + f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )
-        assert reached.wait(20)
+        assert reached.wait(PATIENCE)
         connection.close()
         gone = 'rslm_requests_total{path="/v1/completions",status="499"}'
         until(functools.partial(has_counted, server, gone, n_gone))

@@ -14,7 +14,7 @@ import pytest
 from fake_engine import Faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import Running, fake_loader, running, until
+from servers import PATIENCE, Running, fake_loader, running, until
 from starlette.datastructures import Headers
 
 from rslm.infer.http_guard import Access, Limits, host_name, is_same_origin
@@ -25,6 +25,8 @@ PLAIN = {"model": "m", "prompt": "hi", "max_tokens": 3}
 LIMITS = Limits(body_bytes=10_000, discard_seconds=20, connections=64)
 SHORT = Limits(body_seconds=0.3, header_seconds=0.3, idle_seconds=0.3, discard_seconds=0.1)
 """Deadlines for tests in which nothing has to come in time."""
+HALF = Limits(body_seconds=0.3, discard_seconds=0.1, header_seconds=PATIENCE)
+"""Deadlines for those in which the header must come, and nothing behind it."""
 TOKEN = "a-token-of-some-length"
 
 
@@ -52,6 +54,13 @@ def hasty(tokenizer: Tokenizer) -> Iterator[Running]:
     with running(
         lambda: {"m": Path(".")}, fake_loader(tokenizer, Faults()), limits=SHORT
     ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def half_hasty(tokenizer: Tokenizer) -> Iterator[Running]:
+    """A server that waits for a header, and hardly for a body."""
+    with running(lambda: {"m": Path(".")}, fake_loader(tokenizer, Faults()), limits=HALF) as server:
         yield server
 
 
@@ -169,7 +178,7 @@ def test_any_host_and_origin_is_judged(text: str):
 
 
 def test_a_long_body_is_refused_by_its_declared_length_and_by_its_count(
-    server: Running, hasty: Running
+    server: Running, half_hasty: Running
 ):
     body = b'{"model": "m", "prompt": "' + b"x" * 20_000 + b'"}'
     declared = answer_to(server, request_bytes(body, f"Content-Length: {len(body)}"))
@@ -178,7 +187,7 @@ def test_a_long_body_is_refused_by_its_declared_length_and_by_its_count(
         server, request_bytes(chunked, "Transfer-Encoding: chunked", "Connection: close")
     )
     # Nothing but the header: the answer does not wait for the body.
-    unsent = answer_to(hasty, request_bytes(b"", "Content-Length: 999999999999"))
+    unsent = answer_to(half_hasty, request_bytes(b"", "Content-Length: 999999999999"))
     assert b"connection: close" in declared.lower()
     assert b"connection: close" in unsent.lower()
     for answer in (declared, counted, unsent):
@@ -193,11 +202,11 @@ def test_a_client_sees_why_its_long_body_is_refused(server: Running):
     assert json.loads(data)["error"]["code"] == "request_too_large"
 
 
-def test_a_body_that_does_not_come_is_given_up(hasty: Running):
+def test_a_body_that_does_not_come_is_given_up(half_hasty: Running):
     started = time.monotonic()
-    answer = answer_to(hasty, request_bytes(b'{"model"', "Content-Length: 100"))
+    answer = answer_to(half_hasty, request_bytes(b'{"model"', "Content-Length: 100"))
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - started >= SHORT.body_seconds
+    assert time.monotonic() - started >= HALF.body_seconds
 
 
 def test_a_body_that_nobody_reads_holds_no_connection(server: Running):
@@ -237,8 +246,9 @@ def test_a_silent_connection_is_closed(hasty: Running):
 
 def test_a_connection_is_closed_that_is_silent_after_its_request(tokenizer: Tokenizer):
     load = fake_loader(tokenizer, Faults())
+    limits = Limits(idle_seconds=0.2, header_seconds=PATIENCE)
     with (
-        running(lambda: {"m": Path(".")}, load, limits=Limits(idle_seconds=0.2)) as server,
+        running(lambda: {"m": Path(".")}, load, limits=limits) as server,
         server.connect() as connection,
     ):
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -366,12 +376,11 @@ def half_close(connection: socket.socket) -> None:
 
 
 def test_too_many_connections_are_told_so(tokenizer: Tokenizer, faults: Faults):
-    limits = Limits(connections=3)
+    limits = Limits(connections=3, header_seconds=PATIENCE)
     load = fake_loader(tokenizer, faults)
     with running(lambda: {"m": Path(".")}, load, limits=limits) as server:
         held = [server.connect() for _ in range(3)]
-        until(lambda: b" 503 " in refused_by(server))
-        assert b"retry-after: 1" in refused_by(server)
+        until(lambda: is_told_to_come_again(refused_by(server)))
         for connection in held:
             connection.close()
         until(lambda: is_taken(server))
@@ -386,13 +395,17 @@ def refused_by(server: Running) -> bytes:
         return read_all(connection)
 
 
+def is_told_to_come_again(answer: bytes) -> bool:
+    return b" 503 " in answer and b"retry-after: 1" in answer
+
+
 def is_taken(server: Running) -> bool:
     return b" 200 " in refused_by(server)
 
 
 def test_a_full_queue_answers_503_with_retry_after(tokenizer: Tokenizer):
     gate = threading.Semaphore(0)
-    faults = Faults(gate=lambda: gate.acquire(timeout=20))
+    faults = Faults(gate=lambda: gate.acquire(timeout=PATIENCE))
     load = fake_loader(tokenizer, faults, max_queued=4)
     with running(lambda: {"m": Path(".")}, load, max_queued=8) as server:
         with ThreadPoolExecutor(20) as pool:
@@ -416,7 +429,8 @@ def test_a_full_queue_answers_503_with_retry_after(tokenizer: Tokenizer):
 
 def test_the_end_of_the_server_lets_streams_finish(tokenizer: Tokenizer):
     faults = Faults(step_seconds=0.02)
-    with running(lambda: {"m": Path(".")}, fake_loader(tokenizer, faults)) as server:
+    load = fake_loader(tokenizer, faults)
+    with running(lambda: {"m": Path(".")}, load, close_seconds=PATIENCE) as server:
         lines = streamed(server, PLAIN | {"max_tokens": 10, "stream": True})
         first = next(lines)
         server.server.should_exit = True
@@ -435,7 +449,7 @@ def test_the_end_of_the_server_ends_streams_that_take_too_long(tokenizer: Tokeni
         server.server.should_exit = True
         rest = list(lines)
         assert json.loads(rest[-1].removeprefix(b"data: "))["error"]["code"] == "stopping"
-        server.thread.join(20)
+        server.thread.join(PATIENCE)
         with pytest.raises(OSError, match="refused"):
             server.connect()
 
@@ -580,23 +594,29 @@ def test_clients_at_once_leave_nothing_behind(tokenizer: Tokenizer, n_clients: i
         until(lambda: server.metrics()["rslm_connections"] == 1)
         assert server.metrics()['rslm_running{model="m"}'] == 0
     gc.collect()
-    assert threading.active_count() == threads
-    assert n_files() == files
+    # Fewer, where a connection of a test before was still closing.
+    until(lambda: threading.active_count() <= threads and n_files() <= files)
 
 
 @pytest.mark.slow
 def test_memory_stays_flat(tokenizer: Tokenizer):
     import tracemalloc
 
+    def rounds(n: int) -> int:
+        """Bytes in use after so many rounds of 32 requests."""
+        for _ in range(n):
+            ask_in_parallel(server, 32)
+        until(lambda: server.metrics()["rslm_connections"] == 1)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
     load = fake_loader(tokenizer, Faults(), max_queued=400)
     with running(lambda: {"m": Path(".")}, load) as server:
-        ask_in_parallel(server, 32)
+        rounds(1)
         tracemalloc.start()
-        sizes = []
-        for _ in range(6):
-            ask_in_parallel(server, 32)
-            gc.collect()
-            sizes.append(tracemalloc.get_traced_memory()[0])
+        before = rounds(3)
+        after = rounds(30)
         tracemalloc.stop()
-    # The first rounds fill caches; after them nothing is kept of a request.
-    assert sizes[-1] - sizes[2] < 32 * 3 * 200
+    # Of a request nothing is kept. Python itself keeps freed objects to use them again, 50 kB
+    # more of them with the rounds, which is less than 100 bytes of each request.
+    assert after - before < 30 * 32 * 200

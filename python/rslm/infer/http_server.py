@@ -23,6 +23,8 @@ from rslm.infer.http_guard import SECURITY_HEADERS, Limits
 
 MAX_HEADER_BYTES = 1 << 15
 _SEND_BUFFER_BYTES = 1 << 17
+_LAST_WORDS_SECONDS = 10
+"""In which streams that were ended must be told so, before their connections are cut."""
 _KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 """When a peer that has vanished without a word is found to be gone."""
 
@@ -191,7 +193,7 @@ async def serve_app(
         server_header=False,
         # Only handed to the loop, which takes fractions.
         timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=int(close_seconds) + 2,
+        timeout_graceful_shutdown=int(close_seconds) + _LAST_WORDS_SECONDS,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
     server = _Server(config, close)
