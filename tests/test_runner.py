@@ -119,16 +119,18 @@ def test_ragged_steps_are_bit_equal_to_the_exact_pass_over_whole_sequences(name:
             assert not difference.any()
 
 
-@pytest.mark.parametrize("name", ["d 64", "d 256, grouped heads", "d 576, three a head"])
-def test_the_ordinary_path_is_not_bit_equal_when_it_decodes(name: str):
-    """What shows that the test above could fail."""
-    model = model_of(name)
-    (ids, *_) = sequences(model.config, 1)
-    (full,) = whole(model, [ids])
-    cache = KeyValueCache(model.config)
-    with torch.no_grad():
-        decoded = [model(torch.tensor([[x]]), cache=cache)[0, 0] for x in ids]
-    assert not torch.equal(torch.stack(decoded), full)
+def test_the_ordinary_path_is_not_bit_equal_when_it_decodes():
+    """What shows that the test above could fail; which widths it holds for depends on the CPU."""
+    are_equal = []
+    for name in ("d 64", "d 256, grouped heads", "d 576, three a head"):
+        model = model_of(name)
+        (ids, *_) = sequences(model.config, 1)
+        (full,) = whole(model, [ids])
+        cache = KeyValueCache(model.config)
+        with torch.no_grad():
+            decoded = [model(torch.tensor([[x]]), cache=cache)[0, 0] for x in ids]
+        are_equal.append(torch.equal(torch.stack(decoded), full))
+    assert not all(are_equal)
 
 
 @pytest.mark.parametrize("name", [*SWITCHES, *WIDE])
@@ -174,7 +176,8 @@ def test_exact_bits_do_not_depend_on_the_number_of_threads():
 def test_exact_scores_have_the_gradients_of_the_ordinary_pass(name: str):
     model = model_of(name)
     ids = torch.tensor([x[:9] for x in sequences(model.config, 3) if len(x) >= 9])
-    weights = torch.randn(*ids.shape, model.config.resolved_vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(*ids.shape, model.config.resolved_vocab_size, generator=generator)
     found = []
     for exact in (True, False):
         model.zero_grad()
@@ -200,13 +203,15 @@ def test_score_is_log_probs_of_decoding():
 
 
 def test_updated_weights_are_used_after_the_call():
-    model = model_of("tied-head")
+    model, generator = model_of("tied-head"), torch.Generator().manual_seed(0)
     batch = StepBatch([1, 2], [0, 1], [2], [[0]], [1])
     for quantize in (None, "int8"):
         runner = Runner(model, n_blocks=1, block_size=4, quantize=quantize)
         before = runner.forward(batch)
         for parameter in model.parameters():
-            parameter.data = parameter.data + 0.5 * torch.randn(parameter.shape)
+            parameter.data = parameter.data + 0.5 * torch.randn(
+                parameter.shape, generator=generator
+            )
         runner.update_weights()
         fresh = Runner(model, n_blocks=1, block_size=4, quantize=quantize).forward(batch)
         assert torch.equal(runner.forward(batch), fresh)
