@@ -337,6 +337,7 @@ def strangers(rust_tokenizer, tmp_path: Path) -> Path:
         ({"num_attention_heads": 0}, "n_heads must be at least 1, got 0"),
         ({"num_attention_heads": -4}, "must be at least 1"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps must be a number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a number, got 1000"),
         ({"rope_parameters": {"rope_theta": True}}, "rope_theta must be a number, got True"),
         ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta must be positive"),
         ({"head_dim": 7}, "d_head must be a multiple of 2"),

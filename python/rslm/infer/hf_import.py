@@ -28,6 +28,8 @@ from rslm.infer.weight_file import tensor_shapes
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _MAX_JSON_BYTES = 1 << 24
+_MAX_NUMBER = 1e30
+"""JSON has whole numbers that no float holds."""
 
 
 def import_hf(
@@ -82,7 +84,7 @@ def _our_config(record: Mapping[str, Any], source: Path) -> TransformerConfig:
         return value
 
     def number(value: Any, name: str) -> float:
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or abs(value) > _MAX_NUMBER:
             raise FormatError(f"{path}: {name} must be a number, got {value!r:.80}")
         return float(value)
 
