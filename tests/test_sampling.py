@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from rslm.infer import sampling_reference
 from rslm.infer.parameters import SamplingParameters
 from rslm.infer.philox import sampling_key
-from rslm.infer.sampling import Draw, likeliest, sample_tokens, score_tokens
+from rslm.infer.sampling import Draw, likeliest, sample_tokens, sampling_device, score_tokens
 
 # Multiples of 1/8, so that sums and quotients by powers of two are exact and ties are frequent.
 ROWS = st.lists(st.integers(-60, 60).map(lambda n: n / 8), min_size=1, max_size=24)
@@ -201,6 +201,11 @@ def test_logits_that_are_not_finite_are_refused(bad: float, options: dict[str, f
 def test_all_logits_minus_infinity_are_refused():
     with pytest.raises(ValueError, match="must be finite"):
         sample_tokens(torch.full((1, 3), -torch.inf), [Draw(SamplingParameters(), 1, 0)])
+
+
+def test_devices_without_float64_leave_drawing_to_the_cpu():
+    found = {name: sampling_device(torch.device(name)).type for name in ("cpu", "cuda", "mps")}
+    assert found == {"cpu": "cpu", "cuda": "cuda", "mps": "cpu"}
 
 
 def test_no_rows_give_nothing():

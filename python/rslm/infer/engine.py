@@ -24,7 +24,7 @@ from rslm.infer.parameters import Chunk, Completion, SamplingParameters, TokenLo
 from rslm.infer.rejection import verify_by_chance
 from rslm.infer.requests import Request, SequenceState
 from rslm.infer.runner import Runner
-from rslm.infer.sampling import sample_tokens, score_tokens
+from rslm.infer.sampling import sample_tokens, sampling_device, score_tokens
 from rslm.infer.scheduler import Scheduler, Share
 from rslm.infer.speculative import Speculator, StepRunner, make_speculator
 from rslm.infer.step import Step
@@ -293,7 +293,7 @@ class Engine:
 
     def _mask(self, token_ids: Sequence[int]) -> Tensor:
         """True at these ids."""
-        device = self.model.token_embeddings.weight.device
+        device = sampling_device(self.model.token_embeddings.weight.device)
         mask = torch.zeros(self.model.config.resolved_vocab_size, dtype=torch.bool, device=device)
         mask[list(token_ids)] = True
         return mask

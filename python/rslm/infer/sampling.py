@@ -51,13 +51,18 @@ class Drawn:
     log_probs: list[TokenLogProb | None]
 
 
+def sampling_device(device: torch.device) -> torch.device:
+    """Where ids are drawn from logits on `device`: there, if it knows float64, else on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def sample_tokens(logits: Float[Tensor, "rows vocab_size"], draws: Sequence[Draw]) -> Drawn:
-    """Draws an id for each row.
+    """Draws an id for each row, on `sampling_device`, where `Draw.seen` must be.
 
     Raises:
         ValueError: a row's largest logit is not finite.
     """
-    logits = logits.float()
+    logits = logits.float().to(sampling_device(logits.device))
     if all(_is_plain_argmax(draw) for draw in draws):
         largest, ids = logits.max(-1)
         _check_finite(largest)
