@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import PATIENCE
 from tiny_models import tiny_model, tiny_tokenizer, write_tiny_model
 
 from rslm.chat import ChatFormat
@@ -193,7 +194,7 @@ def test_a_terminal_is_asked_and_left_by_ctrl_c(folder: Path):
         os.write(master, b"hello\r")
         screen.wait_for(r"(tokens/s\)|no tokens\))\r\n> $")
         os.write(master, b"\x03")
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
         process.wait()
@@ -230,13 +231,13 @@ class Screen:
 
     def wait_for(self, pattern: str) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: re.search(pattern, self.text), timeout=60), (
+            assert self.changed.wait_for(lambda: re.search(pattern, self.text), timeout=PATIENCE), (
                 self.text
             )
             self.text = ""
 
     def close(self) -> None:
-        self.thread.join(20)
+        self.thread.join(PATIENCE)
         os.close(self.master)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from servers import Running, running, until
+from servers import PATIENCE, Running, running, until
 from tiny_models import tiny_model, tiny_tokenizer, write_tiny_model
 
 from rslm.chat import ChatFormat
@@ -255,7 +255,7 @@ def test_the_command_serves_until_it_is_told_to_stop(
     folder = write_tiny_model(tmp_path / "tiny", has_chat=False)
     command = [sys.executable, "-m", "rslm", "serve", str(folder), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--cache-memory", "1MiB", "--access-log"],
+        [*command, "--cache-memory", "1MiB", "--access-log", "--close-seconds", str(PATIENCE)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -270,7 +270,7 @@ def test_the_command_serves_until_it_is_told_to_stop(
             process.send_signal(number)
             chunks += stream
         assert chunks[-1].choices[0].finish_reason is not None
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == code
