@@ -67,6 +67,11 @@ def first_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
 def _n_undecided(text: str, stop: Sequence[str]) -> int:
     """Length of the longest end of `text` that begins a stop string."""
     return max(
-        (n for string in stop for n in range(1, len(string)) if text.endswith(string[:n])),
+        (
+            n
+            for string in stop
+            for n in range(1, min(len(string), len(text) + 1))
+            if text.endswith(string[:n])
+        ),
         default=0,
     )
