@@ -74,7 +74,7 @@ class Access:
     any_address: bool = False
     token: str | None = field(default=None, repr=False)
 
-    def check(self, method: str, path: str, headers: Headers) -> None:
+    def check(self, path: str, headers: Headers) -> None:
         """Refuses a request that comes by a foreign name, from a foreign page, or without token.
 
         Raises:
@@ -186,7 +186,7 @@ class Guard:
         headers = Headers(scope=scope)
         exchange = Exchange(receive, send, self._limits, has_body=_has_body(headers))
         try:
-            self._access.check(scope["method"], scope["path"], headers)
+            self._access.check(scope["path"], headers)
             await self._app(scope, exchange.receive, exchange.send)
         except ApiError as error:
             await exchange.answer_error(error)

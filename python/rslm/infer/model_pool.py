@@ -175,7 +175,7 @@ class ModelPool:
             model = await service.start()
             self.loaded[first.name] = Loaded(first.name, first.path, model, service)
         except Exception as error:
-            failure = load_failed(first.name, first.path, error)
+            failure = load_failed(first.name, error)
             for waiting in [waiting for waiting in self._waiting if waiting.name == first.name]:
                 self._waiting.remove(waiting)
                 if not waiting.turn.done():

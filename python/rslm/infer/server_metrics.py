@@ -24,7 +24,7 @@ class ServerMetrics:
         self._token_seconds = Histogram()
         self.n_connections: Callable[[], int] = lambda: 0
 
-    def note_request(self, method: str, path: str, status: int, seconds: float) -> None:
+    def note_request(self, path: str, status: int, seconds: float) -> None:
         """Counts an answered request; paths that do not exist count as one."""
         if path not in PATHS:
             path = "/v1/models" if path.startswith("/v1/models/") else "other"

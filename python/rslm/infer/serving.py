@@ -176,7 +176,7 @@ async def _serve(
         )
 
     def note_done(method: str, path: str, status: int, seconds: float) -> None:
-        measured.note_request(method, path, status, seconds)
+        measured.note_request(path, status, seconds)
         if log is not None:
             log(f"{method} {path[:200]} {status} {seconds:.3f}s")
 

@@ -3,7 +3,6 @@
 import asyncio
 import collections
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 from rslm.errors import one_line
 from rslm.infer.api_fields import ApiError
@@ -105,7 +104,7 @@ def engine_failed(error: BaseException) -> ApiError:
     return ApiError(f"the engine failed: {reason:.200}", status=500, code="engine_failed")
 
 
-def load_failed(name: str, path: Path, error: BaseException) -> ApiError:
+def load_failed(name: str, error: BaseException) -> ApiError:
     """The answer when a model cannot be loaded."""
     reason = one_line(str(error)) or type(error).__name__
     return ApiError(
