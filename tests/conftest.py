@@ -245,6 +245,8 @@ def browser() -> Iterator[Any]:
         pytest.skip("needs chromium")
     with api.sync_playwright() as playwright:
         # As root, as in a container, Chromium starts only without its sandbox.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=120_000
+        )
         yield browser
         browser.close()

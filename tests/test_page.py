@@ -31,7 +31,7 @@ class Window:
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
         # On a machine that is busy with other things loading alone has taken 15 s.
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(120_000)
         self.requests: list[str] = []
         self.problems: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -106,7 +106,7 @@ def page(shared_window: Window, server: FakeServer) -> Iterator[Any]:
 
 
 def wait_until(page: Any, holds: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < end
         page.wait_for_timeout(10)

@@ -216,7 +216,7 @@ def test_page_is_read_with_pointer_and_keys(browser: Any, tmp_path: Path) -> Non
     data = render(make_page(scores_of(f"{HOSTILE} é".encode()), text_name="t", model_name="m"))
     page_file.write_bytes(data)
     page = browser.new_context(viewport={"width": 390, "height": 844}).new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
