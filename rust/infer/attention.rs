@@ -39,7 +39,10 @@ impl Plan {
         n_blocks: usize,
     ) -> Result<Self> {
         let fault = |what: String| Err(Error::Argument(what));
-        if lengths.len() != tables.len() || lengths.iter().sum::<usize>() != positions.len() {
+        let n_tokens = lengths
+            .iter()
+            .try_fold(0usize, |sum, &length| sum.checked_add(length));
+        if lengths.len() != tables.len() || n_tokens != Some(positions.len()) {
             return fault(format!(
                 "lengths must add up to {} positions of {} sequences, got {lengths:?}",
                 positions.len(),
@@ -141,6 +144,11 @@ pub fn attend(
         return Err(Error::Argument(format!(
             "n_kv_heads must divide n_heads, got {n_kv_heads} and {n_heads}"
         )));
+    }
+    if window == Some(0) {
+        return Err(Error::Argument(
+            "window must be at least 1, got 0".to_owned(),
+        ));
     }
     let width = n_kv_heads * d_head;
     plan.check(width, plan.tokens.len() * width, keys.len())?;

@@ -4,13 +4,18 @@
 pub const LANES: usize = 16;
 
 /// Which instructions compute; all give the same bits.
+///
+/// Outside this crate a set is had from `detect` and `available` alone, so whoever has one other
+/// than the scalar set runs on a processor with its instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstructionSet {
     /// What any processor has: the reference.
     Scalar,
     /// 256-bit vectors with fused multiply-add.
+    #[non_exhaustive]
     Avx2,
     /// 512-bit vectors.
+    #[non_exhaustive]
     Avx512,
 }
 

@@ -93,7 +93,8 @@ struct Output {
     n_outputs: usize,
 }
 
-// SAFETY: each number is written by the one part whose outputs it belongs to.
+// SAFETY: each number is written by the one part whose outputs it belongs to, and read by nobody
+// before `threads::run` has waited for all parts.
 unsafe impl Sync for Output {}
 
 impl Output {
@@ -287,13 +288,16 @@ pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
 
 /// Each row as integers of -127 to 127, and the factor that gives it back.
 ///
-/// Symmetric: the largest number of a row becomes 127, halves go to the even integer.
+/// Symmetric: the largest number of a row becomes 127, halves go to the even integer. The factor
+/// of a row that is not finite is not finite either, so that nothing computed with it is.
 pub fn quantize_rows(weights: &[f32], n_inputs: usize) -> (Vec<i8>, Vec<f32>) {
     let mut integers = Vec::with_capacity(weights.len());
     let mut scales = Vec::with_capacity(weights.len() / n_inputs.max(1));
     for row in weights.chunks_exact(n_inputs.max(1)) {
         let largest = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let scale = largest / 127.0;
+        // `max` passes over what is no number.
+        let is_known = row.iter().all(|x| !x.is_nan());
+        let scale = if is_known { largest / 127.0 } else { f32::NAN };
         let factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         integers.extend(row.iter().map(|x| (x * factor).round_ties_even() as i8));
         scales.push(scale);

@@ -116,6 +116,27 @@ fn integers_lie_within_half_a_step() {
 }
 
 #[test]
+fn what_is_no_number_in_a_row_of_weights_reaches_its_factor() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let (integers, scales) = quantize_rows(&[1.0, bad, 2.0, 0.0, -1.0, 0.5], 3);
+        assert!(!scales[0].is_finite() && scales[1].is_finite());
+        let mut out = [0.0; 2];
+        let weights = Weights::Int8(&integers, &scales);
+        linear(
+            InstructionSet::Scalar,
+            &[1.0; 3],
+            weights,
+            None,
+            3,
+            &mut out,
+            1,
+        )
+        .expect("fits");
+        assert!(out[0].is_nan() && out[1].is_finite());
+    }
+}
+
+#[test]
 fn norms_and_activations_are_the_same_bits_on_every_set_and_near_float64() {
     for n in [1, 15, 16, 33, 64] {
         let x: Vec<f32> = numbers(3 * n, 5).iter().map(|x| 9.0 * x).collect();
@@ -329,4 +350,25 @@ fn sizes_that_do_not_fit_are_refused() {
     assert!(Plan::new(&[0], &[1], &[vec![3]], 2, 3).is_err());
     assert!(Plan::new(&[6], &[1], &[vec![0, 1, 2]], 2, 3).is_err());
     assert!(Plan::new(&[0], &[usize::MAX], &[vec![0]], 2, 3).is_err());
+    assert!(Plan::new(&[0], &[usize::MAX, 2], &[vec![0], vec![0]], 2, 3).is_err());
+    let plan = Plan::new(&[0], &[1], &[vec![0]], 1, 1).expect("fits");
+    let heads = Heads {
+        n_heads: 1,
+        n_kv_heads: 1,
+        d_head: 1,
+    };
+    let one = &[1.0];
+    assert!(
+        attend(
+            set,
+            &plan,
+            heads,
+            (one, one, one),
+            Some(0),
+            1.0,
+            &mut [0.0],
+            1
+        )
+        .is_err()
+    );
 }

@@ -83,7 +83,9 @@ impl Pool {
         }
         let n_helpers = self.workers.len().min(n_parts - 1);
         let shared = &self.shared;
-        // SAFETY: only the lifetime changes; the loop below waits until no worker has it.
+        // SAFETY: only the lifetime changes. A worker takes the job between the count of jobs going
+        // up and its own leaving `n_running`; nothing in between unwinds out of this function, which
+        // waits for all of them below, then takes the job out.
         let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(work) };
         *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
         shared.n_parts.store(n_helpers + 1, Ordering::Relaxed);
@@ -106,6 +108,7 @@ impl Pool {
                 thread::yield_now();
             }
         }
+        *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let has_panicked = shared.has_panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = own {
             std::panic::resume_unwind(panic);
