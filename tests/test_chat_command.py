@@ -92,6 +92,12 @@ def test_options_out_of_range_are_refused(folder: Path, capsys: pytest.CaptureFi
         assert main(["chat", str(folder), *flags]) == 2
         assert "must be" in capsys.readouterr().err
     assert main(["chat", "no-such-folder"]) == 2
+    assert main(["chat", "no-such-folder", "--seed", str(2**64)]) == 2
+    assert "seed must lie in" in capsys.readouterr().err
+
+
+def test_the_seed_after_the_last_is_the_first(folder: Path, chat: Say):
+    assert chat(folder, "a\nb\nc\n", "--seed", str(2**64 - 2), "--max-new-tokens", "2")
 
 
 def roles(talk: Conversation) -> list[str]:
@@ -308,3 +314,14 @@ def test_sample_goes_beyond_the_context_as_before(folder: Path, capsys: pytest.C
 def test_sample_refuses_to_draw_nothing(folder: Path, capsys: pytest.CaptureFixture[str]):
     for flag in ("--n", "--n-samples"):
         assert "must be at least 1" in sampled(capsys, folder, flag, "0", code=2)
+
+
+@pytest.mark.parametrize("n_new", ["3", "100"])
+def test_sample_refuses_seeds_that_leave_64_bits_before_it_draws(
+    folder: Path, capsys: pytest.CaptureFixture[str], n_new: str
+):
+    flags = ["--max-new-tokens", n_new, "--temperature", "0", "--seed"]
+    assert sampled(capsys, folder, *flags, str(2**64 - 1))
+    for seed, n in ((2**64, 1), (2**64 - 1, 2), (-(2**63) - 1, 1)):
+        err = sampled(capsys, folder, *flags, str(seed), "--n-samples", str(n), code=2)
+        assert f"must lie in [-2^63, 2^64), got {seed} for {n} samples" in err

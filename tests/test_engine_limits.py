@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engines import (
@@ -113,14 +114,19 @@ def test_a_long_prompt_does_not_hold_up_what_runs(model: Transformer):
             "must fit into a cache of 32 tokens, got 49",
         ),
         ([1] * 33, SamplingParameters(max_new_tokens=0), "must fit into a cache of 32 tokens"),
+        ([True], GREEDY, r"a text or a list of token ids, got \[True\]"),
+        ([1.5], GREEDY, r"a text or a list of token ids, got \[1\.5\]"),
+        (b"ab", GREEDY, "a text or a list of token ids, got b'ab'"),
+        (None, GREEDY, "a text or a list of token ids, got None"),
+        ([1], {"n": 1}, r"parameters must be SamplingParameters, got \{'n': 1\}"),
     ],
 )
 def test_what_can_never_be_served_is_refused(
-    model: Transformer, prompt: Any, parameters: SamplingParameters, message: str
+    model: Transformer, prompt: Any, parameters: Any, message: str
 ):
     engine = make_engine(model, max_queued=8, block_size=4, cache_bytes=8 * block_bytes(model, 4))
     calls: list[Callable[[], object]] = [
-        lambda: engine.generate([[1], prompt], parameters),
+        lambda: engine.generate([[1], prompt], [GREEDY, parameters]),
         lambda: engine.stream(prompt, parameters),
     ]
     if not isinstance(prompt, str):
@@ -129,6 +135,14 @@ def test_what_can_never_be_served_is_refused(
         with pytest.raises(ValueError, match=message):
             call()
     check_at_rest(engine)
+
+
+def test_ids_of_arrays_and_tensors_become_numbers(model: Transformer):
+    engine = make_engine(model)
+    prompts: list[Any] = [np.array([1, 2]), torch.tensor([1, 2]), range(1, 3), (1, 2)]
+    found = engine.generate(prompts, GREEDY)
+    assert len({completion.token_ids for completion in found}) == 1
+    assert all(type(each) is int for completion in found for each in completion.prompt_ids)
 
 
 def test_what_just_fits_is_served(model: Transformer):

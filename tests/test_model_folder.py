@@ -94,6 +94,8 @@ def test_models_are_found(tmp_path: Path) -> None:
     assert find_models(tmp_path / "begun") == {}
     with pytest.raises(FileNotFoundError, match="must be a folder with a model"):
         find_models(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="must be a folder with a model, and is none"):
+        find_models(run / "config.toml")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,9 @@ def test_a_config_that_lies_gets_no_memory(old, new, message, tmp_path: Path) ->
         load_run(tmp_path / "m", device="cpu")
 
 
-@pytest.mark.parametrize("fault", ["nan", "inf", "kind", "name", "shape", "cut", "text"])
+@pytest.mark.parametrize(
+    "fault", ["nan", "inf", "large", "kind", "float8", "name", "shape", "cut", "text"]
+)
 def test_damaged_weights_are_refused(fault: str, tmp_path: Path) -> None:
     write(tmp_path / "m", bytes_tokenizer(END_OF_TEXT))
     path = tmp_path / "m" / "model.safetensors"
@@ -130,6 +134,10 @@ def test_damaged_weights_are_refused(fault: str, tmp_path: Path) -> None:
         tensors["ln_final.weight"][3] = float(fault)
     elif fault == "kind":
         tensors["ln_final.weight"] = tensors["ln_final.weight"].int()
+    elif fault == "float8":
+        tensors["ln_final.weight"] = tensors["ln_final.weight"].to(torch.float8_e4m3fn)
+    elif fault == "large":
+        tensors["ln_final.weight"] = tensors["ln_final.weight"].double() * 1e300
     elif fault == "name":
         tensors["ln_last.weight"] = tensors.pop("ln_final.weight")
     elif fault == "shape":
@@ -140,6 +148,14 @@ def test_damaged_weights_are_refused(fault: str, tmp_path: Path) -> None:
     elif fault == "text":
         path.write_bytes(b"\xff" * 1000)
     with pytest.raises(FormatError, match=r"model\.safetensors"):
+        load_run(tmp_path / "m", device="cpu")
+
+
+def test_a_folder_without_weights_or_checkpoints_is_neither_run_nor_model(tmp_path: Path) -> None:
+    write(tmp_path / "m", bytes_tokenizer(END_OF_TEXT))
+    (tmp_path / "m" / "model.safetensors").unlink()
+    message = r"must be a run or model folder, and holds neither checkpoints nor model\.safetensors"
+    with pytest.raises(FileNotFoundError, match=message):
         load_run(tmp_path / "m", device="cpu")
 
 

@@ -79,6 +79,7 @@ def test_other_prompts_are_refused(given: Any):
         ("top_k", 1.5),
         ("top_k", True),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-45),
         ("repetition_penalty", 101),
         ("n", 0),
         ("n", 129),

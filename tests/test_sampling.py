@@ -183,6 +183,19 @@ def test_penalty_falls_on_seen_ids_of_either_sign():
     assert logits.tolist() == [[3.0, 2.0, -1.0, -1.5]]
 
 
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.5}])
+def test_extreme_penalties_of_extreme_logits_still_draw(penalty: float, options: dict[str, float]):
+    logits = torch.tensor([[-3e38, 3e38, 0.0, -1.0], [-3e38, -3e38, -3e38, -3e38]])
+    seen = torch.tensor([True, True, True, False])
+    parameters = SamplingParameters(**options, repetition_penalty=penalty)
+    draws = [Draw(parameters, key, 0, seen, n_top=1) for key in (1, 2)]
+    drawn = sample_tokens(logits, draws)
+    assert drawn.token_ids[0] == 1
+    assert 0 <= drawn.token_ids[1] < 4
+    assert all(found.processed_log_prob <= 1e-6 for found in drawn.log_probs)
+
+
 def test_extreme_logits_and_temperatures_draw_the_largest():
     logits = torch.tensor([[-1e30, 1e30, 0.0], [0.0, -torch.inf, -torch.inf]])
     for options in ({}, {"top_p": 0.5}, {"top_k": 2}, {"min_p": 0.5}, {"temperature": 1e-5}):

@@ -193,10 +193,10 @@ def test_folders_become_models(tmp_path: Path):
 
 def test_options_of_the_command_reach_the_engine(tmp_path: Path):
     options = ServeOptions(
-        run=tmp_path, exact=True, int8=True, cache_memory="2MiB", draft_tokens=3, max_sequences=5
+        run=tmp_path, int8=True, cache_memory="2MiB", draft_tokens=3, max_sequences=5
     )
+    assert engine_options_of(ServeOptions(run=tmp_path, exact=True)) == EngineOptions(exact=True)
     assert engine_options_of(options) == EngineOptions(
-        exact=True,
         quantize="int8",
         cache_bytes=2 << 20,
         speculation=PromptLookup(n_draft=3),
@@ -215,6 +215,9 @@ def test_options_of_the_command_reach_the_engine(tmp_path: Path):
         (["--token-file", "missing"], "missing: No such file"),
         (["--cache-memory", "x"], "cache_memory must be a size"),
         (["--close-seconds", "-1"], "close_seconds must be"),
+        (["--max-body", "0"], "max_body must be at least 1 byte, got 0"),
+        (["--device", "abacus"], "device must be one of this machine, got 'abacus'"),
+        (["--exact", "--int8"], "exact must be off with quantize, got 'int8'"),
         ([], "must be or hold a run or model folder"),
     ],
 )

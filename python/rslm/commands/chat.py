@@ -100,6 +100,7 @@ def _parameters(options: ChatOptions) -> "SamplingParameters":
         top_p=options.top_p,
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
     )
 
 
@@ -212,7 +213,7 @@ class Conversation:
         sys.stdout.write("\n")
         sys.stdout.flush()
         speed.tell("stopped" if is_interrupted() else f"seed {self.seed}")
-        self.seed += 1
+        self.seed = self.seed + 1 if self.seed < 2**64 - 1 else 0
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
         return True
 

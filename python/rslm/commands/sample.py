@@ -59,6 +59,11 @@ class SampleOptions:
         for name, value in (("n_samples", self.n_samples), ("n", self.n)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.seed is not None and not -(2**63) <= self.seed <= 2**64 - self.n_samples:
+            raise ValueError(
+                f"seed, and those that follow it, must lie in [-2^63, 2^64), got {self.seed} "
+                f"for {self.n_samples} samples"
+            )
 
 
 def sample(options: SampleOptions) -> None:

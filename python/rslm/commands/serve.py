@@ -64,10 +64,13 @@ class ServeOptions:
 def serve(options: ServeOptions) -> None:
     """Prints the address and answers until it is stopped."""
     from rslm.infer.http_guard import Limits
-    from rslm.infer.load import find_models
+    from rslm.infer.load import choose_device, find_models
     from rslm.infer.serving import ServingOptions, model_loader
     from rslm.infer.serving import serve as answer
 
+    body_bytes = parse_bytes(options.max_body, "max_body")
+    if not body_bytes:
+        raise ValueError(f"max_body must be at least 1 byte, got {options.max_body}")
     serving = ServingOptions(
         host=options.host,
         port=options.port,
@@ -76,9 +79,10 @@ def serve(options: ServeOptions) -> None:
         max_models=options.max_models,
         max_queued=options.max_queued,
         close_seconds=options.close_seconds,
-        limits=Limits(body_bytes=parse_bytes(options.max_body, "max_body") or 0),
+        limits=Limits(body_bytes=body_bytes),
     )
     engine_options = engine_options_of(options)
+    choose_device(options.device)  # Now, not when somebody asks.
     models = find_models(options.run)
     if not models:
         raise FileNotFoundError(

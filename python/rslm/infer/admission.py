@@ -1,6 +1,7 @@
 """Which requests an engine can serve at all."""
 
 from collections.abc import Sequence
+from operator import index
 
 from rslm.architecture import TransformerConfig
 from rslm.infer.blocks import BlockManager
@@ -11,6 +12,24 @@ from rslm.infer.parameters import SamplingParameters
 def max_length(n_prompt: int, parameters: SamplingParameters, config: TransformerConfig) -> int:
     """Tokens, the prompt's among them, with which a sequence ends at the latest."""
     return min(n_prompt + parameters.max_new_tokens, config.context_length)
+
+
+def plain_ids(prompt_ids: Sequence[int]) -> tuple[int, ...]:
+    """The ids as numbers of Python's, whatever array or tensor they come in.
+
+    Raises:
+        ValueError: they are no whole numbers.
+    """
+    try:
+        if isinstance(prompt_ids, str | bytes) or any(
+            isinstance(each, bool) for each in prompt_ids
+        ):
+            raise TypeError
+        return tuple(map(index, prompt_ids))
+    except TypeError:
+        raise ValueError(
+            f"a prompt must be a text or a list of token ids, got {prompt_ids!r:.80}"
+        ) from None
 
 
 def check_request(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rslm.infer.admission import check_request, max_length
+from rslm.infer.admission import check_request, max_length, plain_ids
 from rslm.infer.blocks import BlockManager
 from rslm.infer.cache_size import cache_blocks
 from rslm.infer.load import end_ids as default_end_ids
@@ -252,11 +252,15 @@ class Engine:
     def _request(self, prompt: Prompt, parameters: SamplingParameters) -> Request:
         """A request that can be served, not yet queued."""
         if isinstance(prompt, str):
-            prompt = self.tokenizer.encode_ordinary(prompt)
-        check_request(prompt, parameters, self.model.config, self.options, self._manager)
+            prompt_ids: Sequence[int] = self.tokenizer.encode_ordinary(prompt)
+        else:
+            prompt_ids = plain_ids(prompt)
+        if not isinstance(parameters, SamplingParameters):
+            raise ValueError(f"parameters must be SamplingParameters, got {parameters!r:.80}")
+        check_request(prompt_ids, parameters, self.model.config, self.options, self._manager)
         # Small enough for every JSON reader.
         seed = secrets.randbits(53) if parameters.seed is None else parameters.seed
-        return Request(prompt, parameters, seed)
+        return Request(prompt_ids, parameters, seed)
 
     def _has_room(self, request: Request) -> bool:
         n_waiting = len(self._scheduler.waiting) + request.parameters.n

@@ -40,6 +40,10 @@ def load_run(run: Path | str, *, device: str = "auto") -> tuple[Transformer, Tok
     if is_model_folder(run):
         config, weights = read_config(ModelFolderConfig, run / CONFIG).model, run / WEIGHTS
     else:
+        if (run / CONFIG).is_file() and not (run / "checkpoints").is_dir():
+            raise FileNotFoundError(
+                f"{run} must be a run or model folder, and holds neither checkpoints nor {WEIGHTS}"
+            )
         config = read_config(TrainConfig, run / CONFIG).model
         weights = checkpoint.weights_path(run)
     # Counted before the model is made: a forged config must not ask for terabytes.
@@ -80,7 +84,8 @@ def find_models(folder: Path | str) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} must be a folder with a model, and does not exist")
+        fault = "is none" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"{folder} must be a folder with a model, and {fault}")
     if _holds_model(folder):
         return {folder.resolve().name: folder}
     found: dict[str, Path] = {}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from rslm.chat import ROLES, Message, Role
 from rslm.infer.api_fields import ApiError, Fields, unknown_field
-from rslm.infer.parameters import SamplingParameters
+from rslm.infer.parameters import PENALTIES, SamplingParameters
 
 MAX_CHOICES = 128
 """Completions of one request, over all its prompts."""
@@ -19,6 +19,7 @@ MAX_TOP_LOG_PROBS = 20
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 1000
 MAX_TEMPERATURE = 2.0
+MAX_PENALTY = 100
 DEFAULT_COMPLETION_TOKENS = 16
 
 IGNORED = frozenset(
@@ -269,9 +270,7 @@ def _sampling(
     top_p = fields.number("top_p", None, 0, 1)
     top_k = fields.integer("top_k", None, 1, _MAX_TOKENS)
     min_p = fields.number("min_p", None, 0, 1)
-    penalty = fields.number("repetition_penalty", 1.0, 0, 100)
-    if penalty == 0:
-        raise ApiError("repetition_penalty must be above 0, got 0", "repetition_penalty")
+    penalty = fields.number("repetition_penalty", 1.0, PENALTIES[0], MAX_PENALTY)
     return SamplingParameters(
         temperature=temperature,
         # The smallest set of ids that have any mass at all is the likeliest id.

@@ -108,6 +108,10 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.quantize not in (None, "int8"):
+            raise ValueError(f"quantize must be int8 or None, got {self.quantize!r}")
+        if self.exact and self.quantize is not None:
+            raise ValueError(f"exact must be off with quantize, got {self.quantize!r}")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,15 @@
 """What is asked of the engine, and what it answers: plain data, without torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
+from numbers import Integral, Real
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+PENALTIES = (1e-6, 1e6)
+"""The smallest repetition penalty and the largest: beyond, float32 logits run out of range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,7 @@ class SamplingParameters:
         min_p: ids of less than this share of the likeliest one's probability are dropped.
         repetition_penalty: logits of ids in the sequence, prompt included, are divided by it
             where positive and multiplied where negative (Keskar et al. 2019, section 4.1,
-            arXiv:1909.05858); 1 leaves them.
+            arXiv:1909.05858); 1 leaves them. From 1e-6 to 1e6.
         stop_token_ids: ids that end a sequence, beside the engine's own; never in the text.
         stop: strings that end it where they first complete, however tokens cut them.
         keep_stop: the stop string stays in the text, which otherwise ends before it.
@@ -35,7 +40,7 @@ class SamplingParameters:
         prompt_log_probs: the ids of the prompt are scored as well.
 
     Raises:
-        ValueError: an option lies outside its range.
+        ValueError: an option is of another kind, or lies outside its range.
     """
 
     max_new_tokens: int = 256
@@ -55,6 +60,7 @@ class SamplingParameters:
 
     def __post_init__(self) -> None:
         """Refuse what no distribution can be drawn with."""
+        self._check_kinds()
         if self.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, got {self.max_new_tokens}")
         if not 0 <= self.temperature < inf:
@@ -65,9 +71,11 @@ class SamplingParameters:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
-        if not 0 < self.repetition_penalty < inf:
+        low, high = PENALTIES
+        if not low <= self.repetition_penalty <= high:
             raise ValueError(
-                f"repetition_penalty must be positive and finite, got {self.repetition_penalty}"
+                f"repetition_penalty must be from {low:g} to {high:g}, "
+                f"got {self.repetition_penalty}"
             )
         self._check_stops()
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
@@ -77,12 +85,40 @@ class SamplingParameters:
         if self.log_probs is not None and self.log_probs < 0:
             raise ValueError(f"log_probs must be at least 0, got {self.log_probs}")
 
+    def _check_kinds(self) -> None:
+        """Refuse what would be found wrong in the midst of a step, where others run, too.
+
+        A NaN among counts compares as neither too small nor too large, for one.
+        """
+        for name in ("max_new_tokens", "n", "top_k", "seed", "log_probs"):
+            value = getattr(self, name)
+            is_left_out = value is None and name not in ("max_new_tokens", "n")
+            if not is_left_out and not _is_whole(value):
+                raise ValueError(f"{name} must be a whole number, got {value!r:.80}")
+        for name in ("temperature", "repetition_penalty", "top_p", "min_p"):
+            value = getattr(self, name)
+            is_left_out = value is None and name in ("top_p", "min_p")
+            if not is_left_out and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ValueError(f"{name} must be a number, got {value!r:.80}")
+        for name in ("keep_stop", "ignore_end", "prompt_log_probs"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {value!r:.80}")
+        ids = self.stop_token_ids
+        if not isinstance(ids, Iterable) or not all(map(_is_whole, ids)):
+            raise ValueError(f"stop_token_ids must be a tuple of whole numbers, got {ids!r:.80}")
+
     def _check_stops(self) -> None:
         """Refuse stop strings that end every text, and one string where several belong."""
         if isinstance(self.stop, str):
-            raise ValueError(f"stop must be a tuple of strings, got the string {self.stop!r}")
+            raise ValueError(f"stop must be a tuple of strings, got the string {self.stop!r:.80}")
+        if not isinstance(self.stop, Iterable) or not all(isinstance(s, str) for s in self.stop):
+            raise ValueError(f"stop must be a tuple of strings, got {self.stop!r:.80}")
         if "" in self.stop:
             raise ValueError("stop must not hold an empty string")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rslm.infer.philox import candidate_noise, vocabulary_noise
 MIN_TEMPERATURE = 1e-6
 """Below it is 0: float32 knows no smaller differences of logits of size one."""
 
+_LARGEST = torch.finfo(torch.float32).max
 _FIRST_CANDIDATES = 64
 _MORE_CANDIDATES = 16
 
@@ -237,9 +238,9 @@ def _penalised(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     for row, draw in zip(logits, draws, strict=True):
         if draw.seen is not None:
             penalty = draw.parameters.repetition_penalty
-            row.copy_(
-                torch.where(draw.seen, torch.where(row > 0, row / penalty, row * penalty), row)
-            )
+            punished = torch.where(row > 0, row / penalty, row * penalty)
+            # Infinity less infinity, to which the largest is brought, would be no number.
+            row.copy_(torch.where(draw.seen, punished.clamp_(-_LARGEST, _LARGEST), row))
     return logits
 
 

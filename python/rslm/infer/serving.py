@@ -60,7 +60,7 @@ class ServingOptions:
             raise ValueError(f"close_seconds must be from 0 to 3600, got {self.close_seconds}")
         if self.token is None and self.host not in LOOPBACK_NAMES:
             raise ValueError(
-                f"a token must be given to serve others than this machine, got host {self.host}\n"
+                f"a token must be given to serve others than this machine, got host {self.host!r}\n"
                 "name a file that holds one by --token-file, or set RSLM_TOKEN"
             )
         if self.token is not None:
@@ -71,7 +71,8 @@ class ServingOptions:
         """Who may ask."""
         is_open = self.host not in LOOPBACK_NAMES
         names = frozenset(name.lower().strip("[]") for name in (*self.allowed_hosts, self.host))
-        return Access(hosts=names, any_address=is_open, token=self.token)
+        # The name "" is that of a Host header that is none.
+        return Access(hosts=names - {""}, any_address=is_open, token=self.token)
 
 
 def check_token(token: str) -> None:

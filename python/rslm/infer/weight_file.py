@@ -22,6 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 NamedTensors = Iterable[tuple[str, Tensor]]
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_READ_DTYPES = {*DTYPES, torch.float64}
 
 
 def write_weights(
@@ -100,13 +101,17 @@ def copy_weights(path: Path, model: torch.nn.Module) -> None:
 
 
 def finite(tensor: Tensor, name: str) -> Tensor:
-    """The tensor, once it is known to hold floating-point numbers that are finite.
+    """The tensor, once it is known to hold numbers that are finite in float32.
 
     Raises:
         FormatError: it does not.
     """
-    if not tensor.is_floating_point():
-        raise FormatError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
+    if tensor.dtype not in _READ_DTYPES:
+        raise FormatError(
+            f"{name} must hold floating-point numbers of 16 bits or more, got {tensor.dtype}"
+        )
+    # What float64 holds may be too large for a model.
+    tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
     if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
         raise FormatError(f"{name} must hold finite numbers only")
     return tensor
