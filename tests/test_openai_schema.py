@@ -121,6 +121,13 @@ def test_values_out_of_range_are_refused_with_the_name_of_the_field(
     assert len(error.message) < 300
 
 
+def test_what_calls_tools_is_refused_by_its_name():
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    error = refusal(chat_request, CHAT | {"messages": [message]})
+    assert error.message == "messages[0].tool_calls is not supported"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

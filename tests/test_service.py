@@ -100,6 +100,17 @@ def test_a_reader_that_leaves_too_much_loses_its_request_alone():
     with_service(use, Faults())
 
 
+def test_many_choices_may_leave_as_much_each():
+    async def use(service: EngineService) -> None:
+        many = stream_of(5, n=4, max_chunks=5)
+        service.submit(many)
+        await until_idle(service)
+        assert len(many._chunks) == 20
+        assert len(await text_of(many)) == 20
+
+    with_service(use, Faults())
+
+
 def test_a_request_that_is_cancelled_at_once_is_never_run():
     async def use(service: EngineService) -> None:
         gate.clear()

@@ -235,12 +235,13 @@ def _message(item: object, where: str) -> Message:
         raise ApiError(
             f"{where}.role must be one of {', '.join(ROLES)}, got {given!r:.40}", f"{where}.role"
         )
-    content = _content(fields, f"{where}.content")
     for name in _MESSAGE_NEUTRAL:
         if fields.take(name) not in (None, []):
             raise ApiError(
                 f"{where}.{name} is not supported", f"{where}.{name}", code="unsupported_parameter"
             )
+    # After those: beside calls of tools there is none.
+    content = _content(fields, f"{where}.content")
     fields.take("tool_call_id")
     if rest := fields.rest():
         raise unknown_field(f"{where}.{rest[0]}", [])

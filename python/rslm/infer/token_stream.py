@@ -9,7 +9,7 @@ from rslm.infer.api_fields import ApiError
 from rslm.infer.parameters import Chunk, SamplingParameters
 
 MAX_BUFFERED_CHUNKS = 4096
-"""What a client may leave unread before its request is cancelled."""
+"""What a client may leave unread of each choice before its request is cancelled."""
 
 
 class Stream:
@@ -18,7 +18,7 @@ class Stream:
     Args:
         prompts: ids of each prompt.
         parameters: the same for all of them.
-        max_chunks: that a slow reader may leave lying.
+        max_chunks: that a slow reader may leave lying of each choice.
     """
 
     def __init__(
@@ -31,10 +31,10 @@ class Stream:
         self.prompts = prompts
         self.parameters = parameters
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._max_chunks = max_chunks
         self._chunks: collections.deque[tuple[int, Chunk]] = collections.deque()
         self._wake = asyncio.Event()
         self._n_open = len(prompts) * parameters.n
+        self._max_chunks = max_chunks * self._n_open
         self._error: ApiError | None = None
 
     @property
