@@ -1,5 +1,6 @@
 """Models as GGUF files: read back by the `gguf` package and by us, and files that lie."""
 
+import errno
 import random
 import struct
 import warnings
@@ -179,6 +180,18 @@ def test_a_pattern_that_llama_cpp_has_no_name_for_is_refused(rust_tokenizer, tmp
     tokenizer = chat_tokenizer(rust_tokenizer(), pattern="cl100k")
     with pytest.raises(ValueError, match=r'pre must be given, .* "cl100k"'):
         exported(model_with(tokenizer), tokenizer, tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_left(tokenizer, tmp_path, monkeypatch) -> None:
+    def take_part(writer: Any, data: Any) -> None:
+        # As numpy has it, without a number for the reason.
+        raise OSError("4096 requested and 1296 written")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", take_part)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        exported(model_with(tokenizer), tokenizer, tmp_path / "m.gguf")
+    assert error.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
 

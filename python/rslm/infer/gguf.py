@@ -4,6 +4,8 @@ One file with sizes, tokenizer, chat template and weights. Matrices are float32,
 8-bit integers with a scale for each 32 of a row; vectors stay float32.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -78,7 +80,21 @@ def export_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for data in _their_arrays(model, family, dtype):
-            writer.write_tensor_data(data)
+            _write(writer, data, out)
+
+
+def _write(writer: Any, data: Any, out: Path) -> None:
+    """A tensor to the file; numpy does not say why a disk takes only part of one.
+
+    Raises:
+        OSError: the disk is full, or another reason that the system gives.
+    """
+    try:
+        writer.write_tensor_data(data)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
 
 
 def _their_arrays(model: Transformer, family: str, dtype: GGUFDtype) -> Iterator[Any]:
