@@ -5,17 +5,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_model_switches import PLAIN, SWITCHES
 from torch import Tensor
+from torch.nn import ModuleList
 
+from rslm import _rslm
 from rslm.architecture import TransformerConfig
+from rslm.infer.cpu_block import CpuBlock
 from rslm.infer.cpu_network import cpu_network
 from rslm.infer.runner import Runner, StepBatch, score
 from rslm.kv_cache import KeyValueCache
+from rslm.layers import Linear
 from rslm.model import Transformer
 
 WIDE = {
@@ -187,6 +192,56 @@ def test_exact_scores_have_the_gradients_of_the_ordinary_pass(name: str):
         torch.testing.assert_close(exact_gradient, ordinary, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("name", ["plain", "windows", "odd, gated, capped", "d 256, grouped heads"])
+def test_blocks_in_one_call_are_the_bits_of_their_parts(name: str, quantize: Any):
+    model = model_of(name)
+    ids = sequences(model.config, 4)
+    whole_blocks = Runner(model, n_blocks=200, block_size=4, quantize=quantize)
+    parts = Runner(model, n_blocks=200, block_size=4, quantize=quantize)
+    assert all(isinstance(layer, CpuBlock) for layer in parts.network.layers)
+    parts.network.layers = ModuleList(layer.block for layer in parts.network.layers)
+    draw = random.Random(0)
+    for batch, _ in ragged_steps(ids, draw, block_size=4, n_blocks=200, most=7):
+        assert torch.equal(whole_blocks.forward(batch), parts.forward(batch))
+    assert torch.equal(whole_blocks.cache.pool, parts.cache.pool)
+
+
+@pytest.mark.parametrize(
+    "name", ["post-norm", "peri-norm", "no-norm", "qk-norm", "biases", "gelu", "completep"]
+)
+def test_other_blocks_are_computed_part_by_part(name: str):
+    network = Runner(model_of(name), n_blocks=2, block_size=4).network
+    assert not any(isinstance(layer, CpuBlock) for layer in network.layers)
+
+
+def test_a_block_refuses_what_does_not_fit():
+    def array(*shape: int) -> Any:
+        return np.ones(shape, dtype=np.float32)
+
+    plan = _rslm.StepPlan([0, 1], [2], [[0]], 4, 1)
+    gains, turns = (array(8), array(8)), (array(2, 2), array(2, 2))
+    shapes = [(8, 8), (4, 8), (4, 8), (8, 8), (6, 8), (6, 8), (8, 6)]
+    for wrong in (None, *range(7)):
+        matrices = [(array(*shape), None) for shape in shapes]
+        if wrong is not None:
+            n_outputs, n_inputs = shapes[wrong]
+            matrices[wrong] = (array(n_outputs + 4, n_inputs), None)
+        block = _rslm.Block(gains, matrices, turns, 1e-5, (2, 1, 4), None, 0.5)
+        x, keys, values, out = array(2, 8), array(4, 1, 4), array(4, 1, 4), array(2, 8)
+        if wrong is None:
+            plan.run_block(block, x, keys, values, out, 1)
+            assert np.isfinite(out).all()
+            for bad in (array(3, 8), array(2, 7), array(0)):
+                with pytest.raises(ValueError, match="must"):
+                    plan.run_block(block, bad, keys, values, out, 1)
+            with pytest.raises(ValueError, match="must"):
+                plan.run_block(block, x, array(3, 1, 4), values, out, 1)
+        else:
+            with pytest.raises(ValueError, match="must"):
+                plan.run_block(block, x, keys, values, out, 1)
+
+
 def test_score_is_log_probs_of_decoding():
     model = model_of("windows")
     (ids,) = sequences(model.config, 1)
@@ -218,20 +273,40 @@ def test_updated_weights_are_used_after_the_call():
         assert not torch.equal(fresh, before)
 
 
-def test_int8_stays_near_and_does_not_depend_on_the_batch():
+def test_int8_is_the_model_of_the_weights_that_its_integers_stand_for():
+    """And no number depends on the batch."""
     model = model_of("d 576, three a head")
     ids = sequences(model.config, 4)
-    full = whole(model, ids)
     runner = Runner(model, n_blocks=100, block_size=8, quantize="int8")
+    plain = whole(model, ids)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            integers, scales = _rslm.quantize_rows(module.weight.detach().numpy())
+            rows = torch.from_numpy(integers).view(module.weight.shape)
+            module.weight.data = rows * torch.from_numpy(scales)[:, None]
+    full = whole(model, ids)
+    largest = max(float(x.abs().max()) for x in full)
     alone: dict[tuple[int, int], Tensor] = {}
     for seed in (1, 2):
         draw = random.Random(seed)
         for batch, rows in ragged_steps(ids, draw, block_size=8, n_blocks=100, most=5):
             for (i, at), logits in zip(rows, runner.forward(batch), strict=True):
                 assert torch.equal(alone.setdefault((i, at), logits), logits)
-                error = logits.log_softmax(-1) - full[i][at].log_softmax(-1)
-                assert error.abs().mean() < 0.5
-    assert any(not torch.equal(x, full[i][at]) for (i, at), x in alone.items())
+                assert (logits - full[i][at]).abs().max() <= 1e-5 * max(1.0, largest)
+    assert max(float((x - plain[i][at]).abs().max()) for (i, at), x in alone.items()) > 1e-3
+
+
+def test_a_product_of_integers_lies_within_half_a_step_of_each_weight():
+    """So |error| <= scale/2 · the sum of |x|, with scale the row's largest weight over 127."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(n, 300, generator=generator) for n in (40, 9))
+    integers, scales = _rslm.quantize_rows(weight.numpy())
+    out = np.empty((9, 40), dtype=np.float32)
+    _rslm.linear_int8(x.numpy(), integers.reshape(40, 300), scales, None, out, 1)
+    bound = weight.abs().amax(-1) / 254 * x.abs().sum(-1, keepdim=True)
+    error = (torch.from_numpy(out).double() - x.double() @ weight.double().T).abs()
+    assert (error <= 1.001 * bound).all()
+    assert (error > 0.01 * bound).any()
 
 
 @pytest.mark.parametrize(

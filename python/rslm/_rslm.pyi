@@ -13,6 +13,7 @@ __all__ = [
     "BUILD_PROFILE",
     "UNICODE_VERSION",
     "VERSION",
+    "Block",
     "CountsReader",
     "EncodeIterator",
     "FastText",
@@ -204,6 +205,21 @@ class UrlLists:
     def registered_domain(self, host: bytes) -> bytes: ...
 
 @final
+class Block:
+    """The weights of one layer where they lie, and its sizes."""
+
+    def __new__(
+        cls,
+        gains: tuple[_Floats, _Floats],
+        matrices: Sequence[tuple[_Floats | npt.NDArray[np.int8], _Floats | None]],
+        turns: tuple[_Floats, ...] | None,
+        epsilon: float,
+        heads: tuple[int, int, int],
+        window: int | None,
+        scale: float,
+    ) -> Block: ...
+
+@final
 class StepPlan:
     """Where the tokens of a ragged step stand, and where the keys of their sequences are."""
 
@@ -216,6 +232,15 @@ class StepPlan:
         n_blocks: int,
     ) -> StepPlan: ...
     def append(self, new: _Floats, stored: _Floats) -> None: ...
+    def run_block(
+        self,
+        block: Block,
+        x: _Floats,
+        keys: _Floats,
+        values: _Floats,
+        out: _Floats,
+        n_threads: int,
+    ) -> None: ...
     def attend(
         self,
         q: _Floats,

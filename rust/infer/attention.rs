@@ -79,6 +79,16 @@ impl Plan {
         })
     }
 
+    /// New tokens of all sequences.
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Where each token stands in its sequence.
+    pub fn positions(&self) -> Vec<i64> {
+        self.tokens.iter().map(|token| i64::from(token.0)).collect()
+    }
+
     #[inline(always)]
     fn slot(&self, table: u32, position: usize) -> usize {
         let block = self.tables[table as usize + position / self.block_size];

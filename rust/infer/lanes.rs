@@ -22,26 +22,37 @@ pub enum InstructionSet {
 impl InstructionSet {
     /// The widest one of this processor.
     pub fn detect() -> Self {
-        Self::available().last().copied().unwrap_or(Self::Scalar)
+        let widest_first = [Self::Avx512, Self::Avx2];
+        let found = widest_first.into_iter().find(|set| set.is_available());
+        found.unwrap_or(Self::Scalar)
     }
 
     /// Those of this processor, the reference first.
     pub fn available() -> Vec<Self> {
-        #[allow(unused_mut)]
-        let mut sets = vec![Self::Scalar];
+        let mut sets = vec![Self::Scalar, Self::Avx2, Self::Avx512];
+        sets.retain(|set| set.is_available());
+        sets
+    }
+
+    /// Whether this processor has it; the answer is kept by the standard library.
+    fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                sets.push(Self::Avx2);
-            }
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("fma")
-            {
-                sets.push(Self::Avx512);
+            match self {
+                Self::Scalar => true,
+                Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+                Self::Avx512 => {
+                    is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx2")
+                        && is_x86_feature_detected!("fma")
+                }
             }
         }
-        sets
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Scalar
+        }
     }
 }
 

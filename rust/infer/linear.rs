@@ -21,7 +21,7 @@ pub enum Weights<'a> {
 }
 
 impl Weights<'_> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::Float(weights) => weights.len(),
             Self::Int8(weights, _) => weights.len(),

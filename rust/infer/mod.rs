@@ -15,9 +15,11 @@
 //! (a job outlives no call).
 
 mod attention;
+mod block;
 mod lanes;
 mod linear;
 mod rows;
+mod scratch;
 mod threads;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -26,6 +28,7 @@ mod x86;
 mod tests;
 
 pub use attention::{Heads, Plan, append, attend};
+pub use block::{Block, run_block};
 pub use lanes::InstructionSet;
 pub use linear::{Weights, linear, quantize_rows};
 pub use rows::{Activation, activate, rms_norm, rotate};

@@ -1,7 +1,8 @@
 //! Arithmetic of inference over arrays that `PyTorch` owns.
 
 use numpy::{
-    IntoPyArray, PyArray1, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
+    IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn,
+    PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
 
@@ -180,6 +181,30 @@ impl StepPlan {
         )?)
     }
 
+    /// What a block makes of (tokens, width) `x`; its keys and values go where they belong.
+    #[pyo3(signature = (block, x, keys, values, out, n_threads))]
+    #[allow(clippy::too_many_arguments)]
+    fn run_block(
+        &self,
+        py: Python<'_>,
+        block: &Block,
+        x: Floats<'_>,
+        mut keys: Output<'_>,
+        mut values: Output<'_>,
+        mut out: Output<'_>,
+        n_threads: usize,
+    ) -> PyResult<()> {
+        let arrays = block.borrow(py)?;
+        let parts = arrays.block(block)?;
+        let (x, out) = (x.as_slice()?, out.as_slice_mut()?);
+        let stored = (keys.as_slice_mut()?, values.as_slice_mut()?);
+        let n_operations = self.0.n_tokens() * block.n_weights;
+        detach_if_long(py, n_operations, || {
+            let set = InstructionSet::detect();
+            infer::run_block(set, &self.0, &parts, x, stored, out, n_threads)
+        })
+    }
+
     /// What the queries (tokens, heads, width) see of keys and values (..., heads, width).
     #[pyo3(signature = (q, keys, values, window, scale, out, n_threads))]
     #[allow(clippy::too_many_arguments)]
@@ -210,6 +235,142 @@ impl StepPlan {
         detach_if_long(py, n_operations, || {
             let set = InstructionSet::detect();
             infer::attend(set, &self.0, heads, inputs, window, scale, out, n_threads)
+        })
+    }
+}
+
+/// A matrix, and the scale of each of its rows where it is of integers.
+enum Matrix {
+    Float(Py<PyArrayDyn<f32>>),
+    Int8(Py<PyArrayDyn<i8>>, Py<PyArrayDyn<f32>>),
+}
+
+impl Matrix {
+    fn new(weight: &Bound<'_, PyAny>, scales: Option<Py<PyArrayDyn<f32>>>) -> PyResult<Self> {
+        Ok(match scales {
+            None => Self::Float(weight.cast::<PyArrayDyn<f32>>()?.clone().unbind()),
+            Some(scales) => Self::Int8(weight.cast::<PyArrayDyn<i8>>()?.clone().unbind(), scales),
+        })
+    }
+
+    fn borrow<'py>(&self, py: Python<'py>) -> PyResult<BorrowedMatrix<'py>> {
+        Ok(match self {
+            Self::Float(weight) => BorrowedMatrix::Float(weight.bind(py).try_readonly()?),
+            Self::Int8(weight, scales) => BorrowedMatrix::Int8(
+                weight.bind(py).try_readonly()?,
+                scales.bind(py).try_readonly()?,
+            ),
+        })
+    }
+}
+
+enum BorrowedMatrix<'py> {
+    Float(Floats<'py>),
+    Int8(PyReadonlyArrayDyn<'py, i8>, Floats<'py>),
+}
+
+impl BorrowedMatrix<'_> {
+    fn weights(&self) -> PyResult<Weights<'_>> {
+        Ok(match self {
+            Self::Float(weight) => Weights::Float(weight.as_slice()?),
+            Self::Int8(weight, scales) => Weights::Int8(weight.as_slice()?, scales.as_slice()?),
+        })
+    }
+}
+
+type Floating = Py<PyArrayDyn<f32>>;
+
+/// The weights of one layer where they lie, and its sizes.
+#[pyclass(frozen)]
+pub struct Block {
+    gains: [Floating; 2],
+    /// Of queries, keys, values and the heads' output; of what is activated, its gate, the output.
+    matrices: [Matrix; 7],
+    turns: Option<(Floating, Floating)>,
+    epsilon: f32,
+    heads: Heads,
+    window: Option<usize>,
+    scale: f32,
+    n_weights: usize,
+}
+
+#[pymethods]
+impl Block {
+    #[new]
+    #[pyo3(signature = (gains, matrices, turns, epsilon, heads, window, scale))]
+    fn new(
+        gains: [Floating; 2],
+        matrices: [(Bound<'_, PyAny>, Option<Floating>); 7],
+        turns: Option<(Floating, Floating)>,
+        epsilon: f32,
+        heads: (usize, usize, usize),
+        window: Option<usize>,
+        scale: f32,
+    ) -> PyResult<Self> {
+        let mut n_weights = 0;
+        let mut made = Vec::with_capacity(matrices.len());
+        for (weight, scales) in matrices {
+            n_weights += weight.len()? * weight.get_item(0)?.len()?;
+            made.push(Matrix::new(&weight, scales)?);
+        }
+        let Ok(matrices) = made.try_into() else {
+            unreachable!("as many as were given");
+        };
+        let (n_heads, n_kv_heads, d_head) = heads;
+        Ok(Self {
+            gains,
+            matrices,
+            turns,
+            epsilon,
+            heads: Heads {
+                n_heads,
+                n_kv_heads,
+                d_head,
+            },
+            window,
+            scale,
+            n_weights,
+        })
+    }
+}
+
+/// The arrays of a block while it is read.
+struct BorrowedBlock<'py> {
+    gains: [Floats<'py>; 2],
+    matrices: Vec<BorrowedMatrix<'py>>,
+    turns: Option<(Floats<'py>, Floats<'py>)>,
+}
+
+impl Block {
+    fn borrow<'py>(&self, py: Python<'py>) -> PyResult<BorrowedBlock<'py>> {
+        let read = |array: &Floating| array.bind(py).try_readonly();
+        let matrices = self.matrices.iter().map(|matrix| matrix.borrow(py));
+        Ok(BorrowedBlock {
+            gains: [read(&self.gains[0])?, read(&self.gains[1])?],
+            matrices: matrices.collect::<PyResult<_>>()?,
+            turns: match &self.turns {
+                Some((cos, sin)) => Some((read(cos)?, read(sin)?)),
+                None => None,
+            },
+        })
+    }
+}
+
+impl BorrowedBlock<'_> {
+    fn block(&self, of: &Block) -> PyResult<infer::Block<'_>> {
+        let at = |i: usize| self.matrices[i].weights();
+        Ok(infer::Block {
+            heads: of.heads,
+            gains: [self.gains[0].as_slice()?, self.gains[1].as_slice()?],
+            epsilon: of.epsilon,
+            attention: [at(0)?, at(1)?, at(2)?, at(3)?],
+            feed_forward: [at(4)?, at(5)?, at(6)?],
+            turns: match &self.turns {
+                Some((cos, sin)) => Some((cos.as_slice()?, sin.as_slice()?)),
+                None => None,
+            },
+            window: of.window,
+            scale: of.scale,
         })
     }
 }

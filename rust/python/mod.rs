@@ -119,7 +119,9 @@ mod _rslm {
     #[pymodule_export]
     use super::counts::{CountsReader, count_pretokens};
     #[pymodule_export]
-    use super::infer::{StepPlan, activate, linear, linear_int8, quantize_rows, rms_norm, rotate};
+    use super::infer::{
+        Block, StepPlan, activate, linear, linear_int8, quantize_rows, rms_norm, rotate,
+    };
     #[pymodule_export]
     use super::packing::plan_packing;
     #[pymodule_export]

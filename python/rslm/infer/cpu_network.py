@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from rslm import _rslm, exact
+from rslm.infer.cpu_block import CpuBlock
 from rslm.layers import (
     Embedding,
     FeedForward,
@@ -27,7 +28,7 @@ from rslm.layers import (
     gelu,
     silu,
 )
-from rslm.model import Transformer
+from rslm.model import Transformer, TransformerBlock
 
 # The squared ReLU and the softcap by a root are the same bits however they are computed.
 _ACTIVATIONS: dict[Callable[[Tensor], Tensor], exact.ExactActivation] = {
@@ -59,7 +60,7 @@ def cpu_network(model: Transformer, *, quantize: bool = False) -> Transformer:
 def refresh(network: Transformer) -> None:
     """Takes over weights that have changed since `cpu_network`."""
     for module in network.modules():
-        if isinstance(module, CpuLinear | CpuEmbedding):
+        if isinstance(module, CpuBlock | CpuLinear | CpuEmbedding):
             module.refresh()
 
 
@@ -80,6 +81,23 @@ def _replace(parent: Module, *, quantize: bool) -> None:
             setattr(parent, name, CpuSwiGLU(module))
         elif isinstance(module, FeedForward) and module.activation in _ACTIVATIONS:
             module.activation = partial(exact.activate, _ACTIVATIONS[module.activation])
+        elif isinstance(module, TransformerBlock) and _is_fusible(module):
+            rotary: Any = module.attn.rotary_embedding
+            tables = None if rotary is None else (rotary.cos, rotary.sin)
+            setattr(parent, name, CpuBlock(module, tables))
+
+
+def _is_fusible(block: TransformerBlock) -> bool:
+    """Whether it is the block that the extension has as one call, whose parts are exact."""
+    attn, ffn = block.attn, block.ffn
+    return (
+        block.norm_position == "pre"
+        and block.residual_multiplier == 1
+        and all(isinstance(x, CpuNorm) and x.weight is not None for x in (block.ln1, block.ln2))
+        and attn.q_norm is None
+        and isinstance(ffn, CpuSwiGLU)
+        and all(linear.bias is None for linear in (attn.q_proj, attn.output_proj, ffn.w1, ffn.w2))
+    )
 
 
 class _Product:
@@ -87,19 +105,19 @@ class _Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, quantize: bool) -> None:
         self.n_outputs = weight.shape[0]
-        self._weight, self._bias = exact.array(weight), None if bias is None else exact.array(bias)
-        self._scales: Any = None
+        self.matrix, self._bias = exact.array(weight), None if bias is None else exact.array(bias)
+        self.scales: Any = None
         if quantize:
-            integers, self._scales = _rslm.quantize_rows(self._weight)
-            self._weight = integers.reshape(self._weight.shape)
+            integers, self.scales = _rslm.quantize_rows(self.matrix)
+            self.matrix = integers.reshape(self.matrix.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         out, written = exact.empty((*x.shape[:-1], self.n_outputs))
         given, n_threads = exact.array(x), torch.get_num_threads()
-        if self._scales is None:
-            _rslm.linear(given, self._weight, self._bias, written, n_threads)
+        if self.scales is None:
+            _rslm.linear(given, self.matrix, self._bias, written, n_threads)
         else:
-            of = (given, self._weight, self._scales, self._bias)
+            of = (given, self.matrix, self.scales, self._bias)
             _rslm.linear_int8(*of, written, n_threads)
         return out
 
@@ -119,6 +137,11 @@ class CpuLinear(Module):
     def refresh(self) -> None:
         """Reads the weights anew."""
         self._product = _Product(self.weight, self.bias, quantize=self.quantize)
+
+    @property
+    def matrix(self) -> tuple[Any, Any]:
+        """The weights as the extension reads them, and their scales if they are integers."""
+        return self._product.matrix, self._product.scales
 
     def forward(self, x: Tensor, *, loss: HeadLoss | None = None) -> Tensor | Losses:
         """The product."""

@@ -186,6 +186,14 @@ class ExactPagedLayer:
         out = exact.run_attend(plan, by_token, keys, values, window=window, scale=scale)
         return out.transpose(0, 1)
 
+    def run_block(self, block: _rslm.Block, x: Tensor) -> Tensor:
+        """The whole block of this layer over the step's tokens (tokens, d_model)."""
+        out, written = exact.empty(x.shape)
+        keys, values = self._stored
+        n_threads = torch.get_num_threads()
+        self._cache.plan.run_block(block, exact.array(x), keys, values, written, n_threads)
+        return out
+
 
 class PagedCache:
     """The pool, and what the layers need to know of the step that is being computed.
