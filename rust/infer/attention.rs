@@ -95,6 +95,19 @@ impl Plan {
         block as usize * self.block_size + position % self.block_size
     }
 
+    /// The slots of a range of positions, as ranges that follow one another: a division for each
+    /// block, where one for each position takes as long as what is computed with it.
+    #[inline(always)]
+    fn each_run(&self, table: u32, positions: Range<usize>, mut with: impl FnMut(Range<usize>)) {
+        let (mut at, size) = (positions.start, self.block_size);
+        while at < positions.end {
+            let slot = self.slot(table, at);
+            let n = (positions.end - at).min(size - slot % size);
+            with(slot..slot + n);
+            at += n;
+        }
+    }
+
     /// Keys that a token sees.
     fn n_seen(&self, token: usize, window: Option<usize>) -> usize {
         let n = self.tokens[token].0 as usize + 1;
@@ -248,9 +261,9 @@ fn attend_items<L: Lanes>(shared: &Shared<'_>, first: usize, out: &mut [f32]) {
         let end = position as usize + 1;
         let start = shared.window.map_or(0, |window| end.saturating_sub(window));
         slots.clear();
-        slots.extend(
-            (start..end).map(|at| (shared.plan.slot(table, at) * n_kv_heads + kv_head) * d_head),
-        );
+        shared.plan.each_run(table, start..end, |run| {
+            slots.extend(run.map(|slot| (slot * n_kv_heads + kv_head) * d_head));
+        });
         let at = (token * n_heads + kv_head * n_sharing) * d_head;
         let mut done = 0;
         while done < n_sharing {
@@ -287,6 +300,20 @@ fn average<L: Lanes, const R: usize>(
     }
     let key = |slot: usize| &shared.keys[slot..slot + d_head];
     let mut j = 0;
+    if R == 1 {
+        let (chunks, _) = slots.as_chunks::<LANES>();
+        for (chunk, scores) in chunks.iter().zip(scores.as_chunks_mut::<LANES>().0) {
+            let mut sixteen: [&[f32]; LANES] = [&[]; LANES];
+            for (one, slot) in sixteen.iter_mut().zip(chunk) {
+                *one = key(*slot);
+            }
+            let [dots] = dots::<L, f32, 1, LANES>([queries[0]], sixteen);
+            for (score, dot) in scores.iter_mut().zip(dots) {
+                *score = dot * shared.scale;
+            }
+            j += LANES;
+        }
+    }
     while j + 4 <= slots.len() {
         let four = [
             key(slots[j]),
@@ -330,10 +357,15 @@ fn average<L: Lanes, const R: usize>(
 /// The scores become their exponentials over the largest; returns the sum of the first `n`.
 #[inline(always)]
 fn exponentials<L: Lanes>(scores: &mut [f32], n: usize) -> f32 {
-    let mut largest = f32::NEG_INFINITY;
-    for score in &scores[..n] {
+    let mut lanes = L::splat(f32::NEG_INFINITY);
+    for chunk in scores.as_chunks::<LANES>().0 {
         // What is no number stays one: it compares false, and the sum below has it.
-        largest = if *score > largest { *score } else { largest };
+        lanes = L::load(chunk).max(lanes);
+    }
+    let (mut each, mut largest) = ([0.0; LANES], f32::NEG_INFINITY);
+    lanes.store(&mut each);
+    for score in each {
+        largest = if score > largest { score } else { largest };
     }
     let shift = L::splat(-largest);
     let mut sums = L::splat(0.0);

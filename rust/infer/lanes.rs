@@ -94,6 +94,8 @@ pub trait Lanes: Copy {
     fn load(x: &[f32; LANES]) -> Self;
     fn load_i8(x: &[i8; LANES]) -> Self;
     fn store(self, out: &mut [f32; LANES]);
+    /// Asks for the cache line of `x`, which will be read soon.
+    fn prefetch<T>(x: &T);
     fn add(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
@@ -193,6 +195,8 @@ impl Lanes for Scalar {
     fn store(self, out: &mut [f32; LANES]) {
         *out = self.0;
     }
+    #[inline(always)]
+    fn prefetch<T>(_: &T) {}
     #[inline(always)]
     fn add(self, other: Self) -> Self {
         self.map(other, |x, y| x + y)

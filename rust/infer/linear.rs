@@ -157,22 +157,32 @@ fn multiply<L: Lanes, W: Element>(product: &Product<'_>, weights: &[W], scales: 
         while output < product.outputs.end {
             let is_whole = output + OUTPUTS <= product.outputs.end;
             let mut row = first;
+            // The first rows wait for the weights of these outputs, and ask for the next ones.
+            let after = (output + OUTPUTS).min(product.outputs.end) * product.n_inputs;
+            let mut ahead = &weights[after..product.outputs.end * product.n_inputs];
             while row < last {
                 let n_left = last - row;
                 match (is_whole, n_left) {
                     (true, ROWS..) => {
-                        block::<L, W, ROWS, OUTPUTS>(product, weights, scales, row, output);
+                        block::<L, W, ROWS, OUTPUTS>(ahead, product, weights, scales, row, output);
                     }
-                    (true, 3) => block::<L, W, 3, OUTPUTS>(product, weights, scales, row, output),
-                    (true, 2) => block::<L, W, 2, OUTPUTS>(product, weights, scales, row, output),
-                    (true, _) => block::<L, W, 1, OUTPUTS>(product, weights, scales, row, output),
+                    (true, 3) => {
+                        block::<L, W, 3, OUTPUTS>(ahead, product, weights, scales, row, output)
+                    }
+                    (true, 2) => {
+                        block::<L, W, 2, OUTPUTS>(ahead, product, weights, scales, row, output)
+                    }
+                    (true, _) => {
+                        block::<L, W, 1, OUTPUTS>(ahead, product, weights, scales, row, output)
+                    }
                     (false, _) => {
                         for output in output..product.outputs.end {
-                            block::<L, W, 1, 1>(product, weights, scales, row, output);
+                            block::<L, W, 1, 1>(&[], product, weights, scales, row, output);
                         }
                     }
                 }
                 row += if is_whole { ROWS.min(n_left) } else { 1 };
+                ahead = &[];
             }
             output += OUTPUTS;
         }
@@ -183,6 +193,7 @@ fn multiply<L: Lanes, W: Element>(product: &Product<'_>, weights: &[W], scales: 
 /// The outputs `output..output + C` of the rows `row..row + R`.
 #[inline(always)]
 fn block<L: Lanes, W: Element, const R: usize, const C: usize>(
+    ahead: &[W],
     product: &Product<'_>,
     weights: &[W],
     scales: Option<&[f32]>,
@@ -198,7 +209,7 @@ fn block<L: Lanes, W: Element, const R: usize, const C: usize>(
     for (c, w) in w.iter_mut().enumerate() {
         *w = &weights[(output + c) * n..(output + c + 1) * n];
     }
-    let mut sums = dots::<L, W, R, C>(x, w);
+    let mut sums = dots_ahead::<L, W, R, C>(x, w, ahead);
     for (r, sums) in sums.iter_mut().enumerate() {
         if let Some(scales) = scales {
             for (sum, scale) in sums.iter_mut().zip(&scales[output..output + C]) {
@@ -219,11 +230,23 @@ fn block<L: Lanes, W: Element, const R: usize, const C: usize>(
 /// One vector of partial sums for each pair, from the front to the back: what else is
 /// computed beside it changes nothing.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)]
 pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
     x: [&[f32]; R],
     w: [&[W]; C],
 ) -> [[f32; C]; R] {
+    dots_ahead::<L, W, R, C>(x, w, &[])
+}
+
+/// The same, while the cache is told of numbers that will be read after these.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+fn dots_ahead<L: Lanes, W: Element, const R: usize, const C: usize>(
+    x: [&[f32]; R],
+    w: [&[W]; C],
+    ahead: &[W],
+) -> [[f32; C]; R] {
+    /// Bytes of a cache line.
+    const LINE: usize = 64;
     let n = x[0].len();
     let n_whole = n / LANES;
     // Loops over indices with constant bounds: those over arrays keep the sums in memory.
@@ -236,7 +259,15 @@ pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
         w_chunks[c] = &w[c].as_chunks().0[..n_whole];
     }
     let mut sums = [[L::splat(0.0); C]; R];
+    let per_line = LINE / size_of::<W>();
+    // As much of what comes as is read here, evenly.
+    let mut parts = ahead.chunks_exact(C * LANES);
     for i in 0..n_whole {
+        if let Some(part) = parts.next() {
+            for line in part.chunks(per_line) {
+                L::prefetch(&line[0]);
+            }
+        }
         let mut loaded = [L::splat(0.0); C];
         for c in 0..C {
             loaded[c] = W::load(&w_chunks[c][i]);
@@ -264,6 +295,16 @@ pub(super) fn dots<L: Lanes, W: Element, const R: usize, const C: usize>(
         }
     }
     let mut out = [[0.0; C]; R];
+    if R == 1 && C == 16 {
+        let mut sixteen = [[L::splat(0.0); 4]; 4];
+        for c in 0..C {
+            sixteen[c / 4][c % 4] = sums[0][c];
+        }
+        for (four, out) in L::sum16(sixteen).iter().zip(out[0].chunks_exact_mut(4)) {
+            out.copy_from_slice(four);
+        }
+        return out;
+    }
     if R == 4 && C == 4 {
         let mut sixteen = [[L::splat(0.0); 4]; 4];
         for r in 0..R {

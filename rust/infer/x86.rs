@@ -49,6 +49,10 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn prefetch<T>(x: &T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
+    }
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         unsafe {
             Self(
@@ -147,6 +151,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn store(self, out: &mut [f32; LANES]) {
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(x: &T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
