@@ -52,7 +52,7 @@ pub fn run_block(
         let mut out = Scratch::new(weights.len() / n_inputs.max(1) * n_tokens);
         linear(set, x, weights, None, n_inputs, &mut out, n_threads).map(|()| out)
     };
-    let [q, k, v, o] = block.attention;
+    let [w_q, w_k, w_v, w_out] = block.attention;
     let (heads, width) = (block.heads, block.heads.n_kv_heads * block.heads.d_head);
     let mut normed = Scratch::new(x.len());
     rms_norm(
@@ -63,20 +63,20 @@ pub fn run_block(
         block.epsilon,
         &mut normed,
     )?;
-    let (mut queries, mut new) = (times(&normed, q, d_model)?, times(&normed, k, d_model)?);
+    let (mut queries, mut new) = (times(&normed, w_q, d_model)?, times(&normed, w_k, d_model)?);
     if let Some(turns) = block.turns {
         queries = turned(plan, heads, turns, &queries)?;
         new = turned(plan, heads, turns, &new)?;
     }
     append(plan, width, &new, keys)?;
-    append(plan, width, &times(&normed, v, d_model)?, values)?;
+    append(plan, width, &times(&normed, w_v, d_model)?, values)?;
     let mut seen = Scratch::new(queries.len());
     let inputs = (&*queries, &*keys, &*values);
     let (window, scale) = (block.window, block.scale);
     attend(
         set, plan, heads, inputs, window, scale, &mut seen, n_threads,
     )?;
-    add(x, &times(&seen, o, heads.n_heads * heads.d_head)?, out)?;
+    add(x, &times(&seen, w_out, heads.n_heads * heads.d_head)?, out)?;
 
     let [activated, gate, w2] = block.feed_forward;
     rms_norm(

@@ -1,6 +1,9 @@
 //! Products with a weight matrix, rows of it against rows of the input.
 
+use std::ops::Range;
+
 use super::lanes::{LANES, Lanes, dispatch};
+use super::scratch::Scratch;
 use super::{InstructionSet, threads};
 use crate::{Error, Result};
 
@@ -10,6 +13,8 @@ const ROWS: usize = 4;
 const OUTPUTS: usize = 4;
 /// Rows of the input for which all outputs are computed before the next: what a cache holds.
 const ROW_BLOCK: usize = 64;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// A matrix of shape (outputs, inputs), row after row.
 #[derive(Clone, Copy)]
@@ -114,19 +119,31 @@ struct Product<'a> {
     x: &'a [f32],
     n_inputs: usize,
     bias: Option<&'a [f32]>,
-    outputs: std::ops::Range<usize>,
+    outputs: Range<usize>,
     out: &'a Output,
 }
 
 /// A number that weights are stored as.
 pub(super) trait Element: Copy + Default {
     fn load<L: Lanes>(x: &[Self; LANES]) -> L;
+
+    /// Zeros after what a shorter slice has.
+    #[inline(always)]
+    fn load_part<L: Lanes>(x: &[Self]) -> L {
+        let mut padded = [Self::default(); LANES];
+        padded[..x.len()].copy_from_slice(x);
+        Self::load(&padded)
+    }
 }
 
 impl Element for f32 {
     #[inline(always)]
     fn load<L: Lanes>(x: &[Self; LANES]) -> L {
         L::load(x)
+    }
+    #[inline(always)]
+    fn load_part<L: Lanes>(x: &[Self]) -> L {
+        L::load_part(x)
     }
 }
 
@@ -149,53 +166,84 @@ fn int8_product<L: Lanes>(product: &Product<'_>, weights: &[i8], scales: &[f32])
 
 #[inline(always)]
 fn multiply<L: Lanes, W: Element>(product: &Product<'_>, weights: &[W], scales: Option<&[f32]>) {
-    let n_rows = product.x.len() / product.n_inputs;
+    let n = product.n_inputs;
+    let (n_rows, outputs) = (product.x.len() / n, &product.outputs);
+    // Integers that many rows meet become floats once, which changes no product.
+    let mut unpacked = (scales.is_some() && n_rows >= 2 * ROWS).then(|| Scratch::new(OUTPUTS * n));
     let mut first = 0;
     while first < n_rows {
-        let last = (first + ROW_BLOCK).min(n_rows);
-        let mut output = product.outputs.start;
-        while output < product.outputs.end {
-            let is_whole = output + OUTPUTS <= product.outputs.end;
-            let mut row = first;
-            // The first rows wait for the weights of these outputs, and ask for the next ones.
-            let after = (output + OUTPUTS).min(product.outputs.end) * product.n_inputs;
-            let mut ahead = &weights[after..product.outputs.end * product.n_inputs];
-            while row < last {
-                let n_left = last - row;
-                match (is_whole, n_left) {
-                    (true, ROWS..) => {
-                        block::<L, W, ROWS, OUTPUTS>(ahead, product, weights, scales, row, output);
-                    }
-                    (true, 3) => {
-                        block::<L, W, 3, OUTPUTS>(ahead, product, weights, scales, row, output)
-                    }
-                    (true, 2) => {
-                        block::<L, W, 2, OUTPUTS>(ahead, product, weights, scales, row, output)
-                    }
-                    (true, _) => {
-                        block::<L, W, 1, OUTPUTS>(ahead, product, weights, scales, row, output)
-                    }
-                    (false, _) => {
-                        for output in output..product.outputs.end {
-                            block::<L, W, 1, 1>(&[], product, weights, scales, row, output);
-                        }
-                    }
-                }
-                row += if is_whole { ROWS.min(n_left) } else { 1 };
-                ahead = &[];
+        let rows = first..(first + ROW_BLOCK).min(n_rows);
+        let mut output = outputs.start;
+        while output + OUTPUTS <= outputs.end {
+            let after = (output + OUTPUTS) * n;
+            let (w, ahead) = (
+                &weights[output * n..after],
+                &weights[after..outputs.end * n],
+            );
+            if let Some(room) = unpacked.as_mut() {
+                unpack::<L, W>(w, ahead, room);
+                blocks::<L, f32>(product, room, &[], scales, rows.clone(), output);
+            } else {
+                blocks::<L, W>(product, w, ahead, scales, rows.clone(), output);
             }
             output += OUTPUTS;
         }
-        first = last;
+        for output in output..outputs.end {
+            let w = &weights[output * n..(output + 1) * n];
+            for row in rows.clone() {
+                block::<L, W, 1, 1>(product, w, &[], scales, row, output);
+            }
+        }
+        first = rows.end;
     }
 }
 
-/// The outputs `output..output + C` of the rows `row..row + R`.
+/// Floats of integers, while the cache is told of those that will be read after them.
+#[inline(always)]
+fn unpack<L: Lanes, W: Element>(w: &[W], ahead: &[W], out: &mut [f32]) {
+    for line in ahead[..w.len().min(ahead.len())].chunks(LINE / size_of::<W>()) {
+        L::prefetch(&line[0]);
+    }
+    for (w, out) in w.chunks(LANES).zip(out.chunks_mut(LANES)) {
+        if let (Ok(w), Ok(out)) = (w.try_into(), <&mut [f32; LANES]>::try_from(&mut *out)) {
+            W::load::<L>(w).store(out);
+        } else {
+            W::load_part::<L>(w).store_part(out);
+        }
+    }
+}
+
+/// The outputs from `output` on, whose weights are `w`, of a range of rows.
+#[inline(always)]
+fn blocks<L: Lanes, W: Element>(
+    product: &Product<'_>,
+    w: &[W],
+    ahead: &[W],
+    scales: Option<&[f32]>,
+    rows: Range<usize>,
+    output: usize,
+) {
+    // The first rows wait for these weights, and ask for those that come next.
+    let (mut row, mut ahead) = (rows.start, ahead);
+    while row < rows.end {
+        let n_left = rows.end - row;
+        match n_left {
+            ROWS.. => block::<L, W, ROWS, OUTPUTS>(product, w, ahead, scales, row, output),
+            3 => block::<L, W, 3, OUTPUTS>(product, w, ahead, scales, row, output),
+            2 => block::<L, W, 2, OUTPUTS>(product, w, ahead, scales, row, output),
+            _ => block::<L, W, 1, OUTPUTS>(product, w, ahead, scales, row, output),
+        }
+        row += ROWS.min(n_left);
+        ahead = &[];
+    }
+}
+
+/// The outputs `output..output + C`, whose weights are `weights`, of the rows `row..row + R`.
 #[inline(always)]
 fn block<L: Lanes, W: Element, const R: usize, const C: usize>(
-    ahead: &[W],
     product: &Product<'_>,
     weights: &[W],
+    ahead: &[W],
     scales: Option<&[f32]>,
     row: usize,
     output: usize,
@@ -207,7 +255,7 @@ fn block<L: Lanes, W: Element, const R: usize, const C: usize>(
     }
     let mut w: [&[W]; C] = [&[]; C];
     for (c, w) in w.iter_mut().enumerate() {
-        *w = &weights[(output + c) * n..(output + c + 1) * n];
+        *w = &weights[c * n..(c + 1) * n];
     }
     let mut sums = dots_ahead::<L, W, R, C>(x, w, ahead);
     for (r, sums) in sums.iter_mut().enumerate() {
@@ -245,8 +293,6 @@ fn dots_ahead<L: Lanes, W: Element, const R: usize, const C: usize>(
     w: [&[W]; C],
     ahead: &[W],
 ) -> [[f32; C]; R] {
-    /// Bytes of a cache line.
-    const LINE: usize = 64;
     let n = x[0].len();
     let n_whole = n / LANES;
     // Loops over indices with constant bounds: those over arrays keep the sums in memory.
@@ -283,9 +329,7 @@ fn dots_ahead<L: Lanes, W: Element, const R: usize, const C: usize>(
         let at = n_whole * LANES;
         let mut loaded = [L::splat(0.0); C];
         for c in 0..C {
-            let mut padded = [W::default(); LANES];
-            padded[..n - at].copy_from_slice(&w[c][at..]);
-            loaded[c] = W::load(&padded);
+            loaded[c] = W::load_part(&w[c][at..]);
         }
         for r in 0..R {
             let x = L::load_part(&x[r][at..]);

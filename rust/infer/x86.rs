@@ -14,7 +14,8 @@ pub struct Avx2(__m256, __m256);
 pub struct Avx512(__m512);
 
 // SAFETY of both: values are made and used within functions compiled for the set, which run
-// only where it was detected; loads and stores go through references to as many bytes.
+// only where it was detected; loads and stores go through references to as many bytes, those
+// under a mask touch the lanes below the slice's length alone.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2 {
     #[inline(always)]
@@ -140,6 +141,18 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn load(x: &[f32; LANES]) -> Self {
         unsafe { Self(_mm512_loadu_ps(x.as_ptr())) }
+    }
+    #[inline(always)]
+    fn load_part(x: &[f32]) -> Self {
+        assert!(x.len() <= LANES);
+        let mask = (0xffff_u32 >> (LANES - x.len())) as u16;
+        unsafe { Self(_mm512_maskz_loadu_ps(mask, x.as_ptr())) }
+    }
+    #[inline(always)]
+    fn store_part(self, out: &mut [f32]) {
+        assert!(out.len() <= LANES);
+        let mask = (0xffff_u32 >> (LANES - out.len())) as u16;
+        unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, self.0) }
     }
     #[inline(always)]
     fn load_i8(x: &[i8; LANES]) -> Self {
