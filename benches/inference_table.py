@@ -1,6 +1,7 @@
 """The table of the inference comparison: medians over turns, and ratios of the turns."""
 
 import argparse
+import os
 import platform
 import shlex
 import statistics
@@ -44,7 +45,8 @@ def header(options: argparse.Namespace, elapsed: float) -> list[str]:
         "",
         f"Command: `{command}`, {elapsed / 60:.1f} minutes.",
         f"Machine: {cpu_model()}, {platform.system()} {platform.release()}, Python "
-        f"{platform.python_version()}, commit {commit()}.",
+        f"{platform.python_version()}, {commit()}; load average "
+        f"{os.getloadavg()[1]:.1f} at the end, the measurement's own 1 among it.",
         f"Versions: {', '.join(versions)}; {options.threads} thread(s). It reads memory at "
         f"{read_bandwidth() / 1e9:.1f} GB/s.",
         "",
