@@ -20,6 +20,8 @@ from rslm.tokenizer import Tokenizer
 VOCAB_SIZE = 257
 END = 256
 TOKENIZER = Tokenizer({i: bytes([i]) for i in range(256)}, [], ["<|endoftext|>"])
+GREEDY = SamplingParameters(max_new_tokens=12, temperature=0)
+SEEDED = SamplingParameters(max_new_tokens=12, seed=5)
 
 
 def tiny_model(*, seed: int = 0, d_model: int = 32, context_length: int = 64) -> Transformer:

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from engines import (
+    GREEDY,
+    SEEDED,
     block_bytes,
     check_at_rest,
     ids_of,
@@ -20,9 +22,6 @@ from rslm.infer.parameters import Chunk
 from rslm.infer.requests import SequenceState
 from rslm.infer.runner import Runner, score
 from rslm.model import Transformer
-
-GREEDY = SamplingParameters(max_new_tokens=12, temperature=0)
-SEEDED = SamplingParameters(max_new_tokens=12, seed=5)
 
 
 @pytest.fixture(scope="module")

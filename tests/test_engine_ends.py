@@ -6,6 +6,8 @@ import pytest
 import torch
 from engines import (
     END,
+    GREEDY,
+    SEEDED,
     TOKENIZER,
     block_bytes,
     check_at_rest,
@@ -16,9 +18,6 @@ from engines import (
 
 from rslm.infer import Engine, EngineOptions, SamplingParameters
 from rslm.model import Transformer
-
-GREEDY = SamplingParameters(max_new_tokens=12, temperature=0)
-SEEDED = SamplingParameters(max_new_tokens=12, seed=5)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engines import (
+    GREEDY,
     block_bytes,
     check_at_rest,
     make_engine,
@@ -18,9 +19,6 @@ from engines import (
 from rslm.infer import QueueFull, SamplingParameters
 from rslm.infer.paged_cache import StepBatch
 from rslm.model import Transformer
-
-GREEDY = SamplingParameters(max_new_tokens=12, temperature=0)
-SEEDED = SamplingParameters(max_new_tokens=12, seed=5)
 
 
 @pytest.fixture(scope="module")

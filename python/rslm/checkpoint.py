@@ -24,7 +24,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -117,9 +117,7 @@ def check_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source:
         FormatError: names, shapes or dtypes differ, or a number is not finite.
     """
     expected = model_tensors(model)
-    for name in sorted(expected.keys() ^ tensors.keys()):
-        fault = "is missing" if name in expected else "is not in the model"
-        raise FormatError(f"{source}: tensor {name:.200} {fault}")
+    check_tensor_names(expected, tensors, source)
     for name, want in expected.items():
         have = tensors[name]
         _require(
@@ -127,10 +125,21 @@ def check_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source:
             f"{source}: tensor {name} must be {want.dtype} {tuple(want.shape)}, "
             f"got {have.dtype} {tuple(have.shape)}",
         )
-        _require(_is_finite(have), f"{source}: tensor {name} must hold finite numbers only")
+        _require(is_finite(have), f"{source}: tensor {name} must hold finite numbers only")
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def check_tensor_names(expected: Collection[str], given: Collection[str], source: str) -> None:
+    """Holds the names of a file's tensors against those of a model.
+
+    Raises:
+        FormatError: they differ.
+    """
+    for name in sorted(set(expected) ^ set(given)):
+        fault = "is missing" if name in expected else "is not in the model"
+        raise FormatError(f"{source}: tensor {name:.200} {fault}")
+
+
+def is_finite(tensor: Tensor) -> bool:
     """Whether no number is infinite or none; takes no memory."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
@@ -234,7 +243,7 @@ def _require_state(state: Record, wanted: Mapping[str, Tensor], place: str) -> N
         have = state[key]
         fits = isinstance(have, Tensor) and (have.shape, have.dtype) == (want.shape, want.dtype)
         _require(fits, f"{place}/{key} must be {want.dtype} {tuple(want.shape)}")
-        _require(_is_finite(have), f"{place}/{key} must hold finite numbers only")
+        _require(is_finite(have), f"{place}/{key} must hold finite numbers only")
         _require(key != "step" or float(have) >= 0, f"{place}/{key} must be at least 0")
 
 

@@ -13,6 +13,7 @@ from rslm.infer.admission import check_request, max_length, plain_ids
 from rslm.infer.blocks import BlockManager
 from rslm.infer.cache_size import cache_blocks
 from rslm.infer.load import end_ids as default_end_ids
+from rslm.infer.load import textless_ids
 from rslm.infer.options import (
     DraftModel,
     EngineOptions,
@@ -89,7 +90,7 @@ class Engine:
         self.options = options = options or EngineOptions()
         vocab_size = model.config.resolved_vocab_size
         # Ids that stand for no text end a sequence in any case: there is nothing to show.
-        self._textless = frozenset(range(vocab_size)) - tokenizer.vocab.keys()
+        self._textless = frozenset(textless_ids(model, tokenizer))
         given = default_end_ids(model, tokenizer) if end_ids is None else end_ids
         self.end_ids = self._textless.union(given)
         self._manager = BlockManager(cache_blocks(model, options), options.block_size)

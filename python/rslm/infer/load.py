@@ -107,13 +107,19 @@ def _holds_model(folder: Path) -> bool:
 
 
 def end_ids(model: Transformer, tokenizer: Tokenizer) -> set[int]:
-    """Ids at which a sample ends: end of text or of a turn, and those that stand for no text.
+    """Ids at which a sample ends: end of text or of a turn, and those that stand for no text."""
+    specials = tokenizer.special_tokens
+    return textless_ids(model, tokenizer) | {
+        specials[name] for name in END_TOKENS if name in specials
+    }
+
+
+def textless_ids(model: Transformer, tokenizer: Tokenizer) -> set[int]:
+    """Ids of the model that the tokenizer does not have.
 
     A vocabulary that was padded to a round size has such ids, and holes are such.
     """
-    ids = set(range(model.config.resolved_vocab_size)) - tokenizer.vocab.keys()
-    specials = tokenizer.special_tokens
-    return ids | {specials[name] for name in END_TOKENS if name in specials}
+    return set(range(model.config.resolved_vocab_size)) - tokenizer.vocab.keys()
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rslm.checkpoint import model_tensors
+from rslm.checkpoint import check_tensor_names, is_finite, model_tensors
 from rslm.errors import FormatError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -86,9 +86,7 @@ def copy_weights(path: Path, model: torch.nn.Module) -> None:
         FormatError: names, shapes or kinds differ, or a number is not finite.
     """
     own, stored = model_tensors(model), tensor_shapes(path)
-    for name in sorted(own.keys() ^ stored.keys()):
-        fault = "is missing" if name in own else "is not in the model"
-        raise FormatError(f"{path}: tensor {name:.200} {fault}")
+    check_tensor_names(own, stored, str(path))
     for name, tensor in own.items():
         if stored[name] != tuple(tensor.shape):
             raise FormatError(
@@ -112,6 +110,6 @@ def finite(tensor: Tensor, name: str) -> Tensor:
         )
     # What float64 holds may be too large for a model.
     tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
-    if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+    if not is_finite(tensor):
         raise FormatError(f"{name} must hold finite numbers only")
     return tensor
