@@ -393,7 +393,9 @@ def test_variants_compile_without_a_spill_in_their_loops(variant: tuple[str, ...
 )
 def test_variants_pass_the_gate_everywhere(variant: tuple[str, ...]):
     gate = run_gate("--arch", "80", "90", "100", *variant)
-    assert [verdict["failures"] for verdict in gate["verdicts"]] == [[]] * 24
+    # Per width and architecture the four loops, and where scores are as they are the paged kernel.
+    n_kernels = 4 if "--softcap" in variant else 5
+    assert [verdict["failures"] for verdict in gate["verdicts"]] == [[]] * (6 * n_kernels)
 
 
 @pytest.mark.slow

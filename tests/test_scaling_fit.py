@@ -268,7 +268,9 @@ def test_envelope_is_never_above_a_curve_nor_of_an_outer_size() -> None:
                 assert loss <= LAW.loss(size, tokens) + 2e-3
 
 
-@given(st.floats(0.5, 3), st.floats(1e-2, 1e4), st.floats(0.02, 1.5))
+# The search knows g to some 1e-8, which moves E by that share of the largest loss: hence no
+# losses of 1e5 nats.
+@given(st.floats(0.5, 3), st.floats(1e-2, 1e2), st.floats(0.02, 1.5))
 def test_decay_is_found_again(e: float, k: float, g: float) -> None:
     x = np.geomspace(1e17, 1e20, 6)
     factor = k * 1e18**g
