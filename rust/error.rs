@@ -41,6 +41,9 @@ pub enum Error {
         /// Byte offset of the first invalid byte.
         offset: u64,
     },
+    /// The system does not give a wall that a sandbox stands on.
+    #[error("{0}")]
+    Sandbox(String),
     /// The caller asked to stop (Ctrl-C in Python).
     #[error("interrupted")]
     Interrupted,

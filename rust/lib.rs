@@ -4,7 +4,7 @@
 //! on its right:
 //!
 //! ```text
-//! error, token_id, memory, random -> pretokenize, bpe::vocab
+//! error, token_id, memory, random, sandbox -> pretokenize, bpe::vocab
 //!       -> bpe::{count, pair_ranks, merge, cache}, token_file
 //!       -> bpe::{tokenizer, encode, decode, dropout, formats, train}, files -> python
 //! ```
@@ -15,6 +15,7 @@
 //! - [`token_file`]: ids -> shards, index and manifest, and back. Knows no BPE.
 //! - [`files`]: the whole-corpus jobs that join them: parallel, in order, bounded memory.
 //! - [`infer`]: the arithmetic of running a model on a CPU. Knows no texts.
+//! - [`sandbox`]: walls around a process that runs code nobody trusts. Knows nothing of the rest.
 //! - `web` (feature `web`): crawled pages to documents worth training on. Knows neither BPE nor
 //!   token files.
 //!
@@ -31,6 +32,7 @@ pub mod pretokenize;
 #[cfg(feature = "python")]
 mod python;
 mod random;
+pub mod sandbox;
 pub mod token_file;
 mod token_id;
 #[cfg(feature = "web")]

@@ -33,10 +33,13 @@ __all__ = [
     "count_sentences",
     "decode_bytes",
     "encode_files",
+    "enter_namespaces",
     "exact_keys",
     "extract_readable",
     "find_among",
+    "give_up_privileges",
     "join_signatures",
+    "limit_resources",
     "linear",
     "linear_int8",
     "mask_pii",
@@ -52,6 +55,8 @@ __all__ = [
     "quantize_rows",
     "read_dropped_rows",
     "read_text_row",
+    "restrict_calls",
+    "restrict_files",
     "rewrite_line_files",
     "rewrite_lines",
     "rms_norm",
@@ -402,3 +407,27 @@ def find_among(
     path: _StrPath, ranks: npt.NDArray[np.uint32], cap: tuple[int, int], limit: int
 ) -> tuple[npt.NDArray[np.uint32], int, int, int]:
     """For each rank the least of its cluster; candidates, duplicates, capped buckets."""
+
+def enter_namespaces(readable: Sequence[str | os.PathLike[str]], directory_bytes: int) -> None:
+    """Moves this process behind a root of its own and off the network; OSError if it cannot.
+
+    This and the four below are walls that nothing takes down again: `rslm.evaluate.sandbox`.
+    """
+
+def limit_resources(
+    memory_bytes: int, cpu_seconds: int, file_bytes: int, n_open_files: int
+) -> None:
+    """Sets hard limits on this process."""
+
+def give_up_privileges(die_with_parent: bool) -> None:
+    """Drops every capability, and the right to gain any through a program."""
+
+def restrict_files(
+    readable: Sequence[str | os.PathLike[str]],
+    writable: Sequence[str | os.PathLike[str]],
+    killer: bool,
+) -> None:
+    """Leaves reading beneath some paths and writing beneath others, by Landlock."""
+
+def restrict_calls(child: int | None) -> None:
+    """Leaves the system calls of a list, by seccomp; `child` may be killed and waited for."""

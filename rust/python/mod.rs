@@ -11,6 +11,7 @@ mod counts;
 mod infer;
 mod packing;
 mod rows;
+mod sandbox;
 mod tokenizer;
 #[cfg(feature = "web")]
 mod web;
@@ -42,6 +43,7 @@ impl From<Error> for PyErr {
                 }
                 None => PyOSError::new_err(format!("{}: {source}", path.display())),
             },
+            Error::Sandbox(reason) => PyOSError::new_err(reason),
             Error::Format { .. } => FormatError::new_err(error.to_string()),
             Error::Interrupted => PyKeyboardInterrupt::new_err(()),
             Error::Argument(_) | Error::UnknownToken(_) | Error::Utf8 { .. } => {
@@ -124,6 +126,10 @@ mod _rslm {
     };
     #[pymodule_export]
     use super::packing::plan_packing;
+    #[pymodule_export]
+    use super::sandbox::{
+        enter_namespaces, give_up_privileges, limit_resources, restrict_calls, restrict_files,
+    };
     #[pymodule_export]
     use super::tokenizer::{EncodeIterator, StreamDecoder, Tokenizer};
     #[cfg(feature = "web")]
