@@ -1,0 +1,87 @@
+"""What the evaluation of a task says, as a record and as a row of a table."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """A score, how sure it is, and what was done for it.
+
+    Attributes:
+        name: of the task.
+        metric: what `value` is, as "accuracy".
+        value: the score.
+        stderr: standard error of the score, of the choice of questions; None if not known.
+        n: questions, or tokens, that it is the mean of.
+        n_shots: examples before each question.
+        n_shots_dropped: examples that a context had no room for, in all questions together.
+        n_cropped: questions of which the begin was cut.
+        n_unparsed: responses in which no answer was found.
+        n_truncated: responses that ended because of their length.
+        seconds: that it took.
+        details: further scores.
+    """
+
+    name: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    n_shots: int = 0
+    n_shots_dropped: int = 0
+    n_cropped: int = 0
+    n_unparsed: int = 0
+    n_truncated: int = 0
+    seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        record: dict[str, Any] = finite(asdict(self))
+        return record
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> "TaskResult":
+        """The result that was kept.
+
+        Raises:
+            TypeError: it is the record of something else.
+        """
+        value = record["value"]
+        return cls(**{**record, "value": math.nan if value is None else value})
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error, the sample's deviation over the root of its size.
+
+    Of one value the error is unknown, infinite.
+
+    >>> mean_and_error([0, 0, 1, 1])
+    (0.5, 0.28867513459481287)
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, math.inf
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def notes(result: TaskResult) -> str:
+    """What a reader of the score must know, in some words."""
+    counts = {
+        "shots dropped": result.n_shots_dropped,
+        "cropped": result.n_cropped,
+        "unparsed": result.n_unparsed,
+        "truncated": result.n_truncated,
+    }
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
