@@ -125,6 +125,51 @@ def test_log_probs_in_exact_mode_are_those_of_a_whole_pass_bit_for_bit(model: Tr
         assert [each.log_prob for each in told if each is not None] == expected.tolist()
 
 
+def test_a_group_with_seeds_draws_as_each_would_alone(model: Transformer):
+    prompts, seeds = [[1, 2, 3], list(range(30))], (5, 2**63, -7)
+    group = replace(SEEDED, seed=None, n=3, seeds=seeds)
+    alone = [replace(SEEDED, seed=seed) for seed in seeds] * 2
+    engine = make_engine(model, block_size=4, max_sequences=4)
+    completions = engine.generate(prompts, group)
+    expected = engine.generate([prompts[0]] * 3 + [prompts[1]] * 3, alone)
+    assert ids_of(completions) == ids_of(expected)
+    assert len(set(ids_of(completions))) == 6
+    assert [each.seed for each in completions] == [*seeds, *seeds]
+    assert [each.index for each in completions] == [0, 1, 2] * 2
+
+
+def test_groups_start_together(model: Transformer):
+    """Those behind a group do not wait for its first to have read the prompt."""
+    parameters = replace(GREEDY, max_new_tokens=5, n=3, ignore_end=True)
+    engine = make_engine(model)
+    prompts = [[i] * 20 for i in range(6)]
+    completions = engine.generate(prompts, parameters)
+    assert engine.statistics().steps == 6
+    assert engine.statistics().prefix_hits == 6 * 2 * 16
+    expected = [plain_ids(prompt, parameters) for prompt in prompts for _ in range(3)]
+    assert [list(found) for found in ids_of(completions)] == expected
+    check_at_rest(engine)
+
+
+def test_those_that_are_passed_over_stay_in_their_order(model: Transformer):
+    engine = make_engine(model, max_sequences=2)
+    requests = [engine.submit([i] * 20, replace(SEEDED, n=3)) for i in range(3)]
+    engine.step()
+    waiting = list(engine._scheduler.waiting)
+    assert waiting == [
+        *requests[0].sequences[1:],
+        *requests[1].sequences[1:],
+        *requests[2].sequences,
+    ]
+
+
+def test_what_one_step_admits_leaves_room_for_its_next_ids(model: Transformer):
+    """Two prompts fill the blocks, and neither could go on without the other's."""
+    engine = make_engine(model, block_size=4, cache_bytes=4 * block_bytes(model, 4))
+    engine.generate([[1] * 8, [2] * 8], replace(SEEDED, max_new_tokens=4, ignore_end=True))
+    assert engine.statistics().preemptions == 0
+
+
 def test_prompts_that_begin_alike_share_blocks(model: Transformer):
     engine = make_engine(model, block_size=4)
     prompt = list(range(22))

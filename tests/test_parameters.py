@@ -45,6 +45,11 @@ from rslm.infer import EngineOptions, SamplingParameters
         ({"stop": None}, "stop must be a tuple of strings, got None"),
         ({"stop_token_ids": 5}, "stop_token_ids must be a tuple of whole numbers, got 5"),
         ({"stop_token_ids": ("a",)}, r"must be a tuple of whole numbers, got \('a',\)"),
+        ({"seeds": (1, 2)}, "seeds must be as many as n and come without seed, got 2, n 1"),
+        ({"seeds": (1,), "seed": 1}, "seeds must be as many as n and come without seed, got 1"),
+        ({"seeds": (2**64,)}, r"seed must lie in \[-2\^63, 2\^64\), got 18446744073709551616"),
+        ({"seeds": ("a",)}, r"seeds must be a tuple of whole numbers, got \('a',\)"),
+        ({"seeds": 5}, "seeds must be a tuple of whole numbers, got 5"),
     ],
 )
 def test_parameters_that_nothing_can_be_drawn_with_are_refused(

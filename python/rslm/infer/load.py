@@ -7,20 +7,18 @@ import torch
 
 from rslm import checkpoint
 from rslm.chat import END_TOKENS, ChatFormat
-from rslm.config import read_config
 from rslm.errors import FormatError
 from rslm.infer.model_folder import (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
-    ModelFolderConfig,
     check_sizes,
     is_model_folder,
+    read_model_config,
 )
 from rslm.infer.weight_file import copy_weights
 from rslm.model import Transformer
 from rslm.tokenizer import Tokenizer
-from rslm.train_config import TrainConfig
 
 _MAX_DEPTH = 4
 """Folders in folders among which models are looked for: studies of studies of runs."""
@@ -37,15 +35,13 @@ def load_run(run: Path | str, *, device: str = "auto") -> tuple[Transformer, Tok
         FormatError: weights, config and tokenizer do not fit.
     """
     run = Path(run)
-    if is_model_folder(run):
-        config, weights = read_config(ModelFolderConfig, run / CONFIG).model, run / WEIGHTS
-    else:
-        if (run / CONFIG).is_file() and not (run / "checkpoints").is_dir():
-            raise FileNotFoundError(
-                f"{run} must be a run or model folder, and holds neither checkpoints nor {WEIGHTS}"
-            )
-        config = read_config(TrainConfig, run / CONFIG).model
-        weights = checkpoint.weights_path(run)
+    is_alone = is_model_folder(run)
+    if not is_alone and (run / CONFIG).is_file() and not (run / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{run} must be a run or model folder, and holds neither checkpoints nor {WEIGHTS}"
+        )
+    config = read_model_config(run).model
+    weights = run / WEIGHTS if is_alone else checkpoint.weights_path(run)
     # Counted before the model is made: a forged config must not ask for terabytes.
     check_sizes(config, weights)
     tokenizer = Tokenizer.load(run / TOKENIZER)
@@ -66,10 +62,9 @@ def load_chat_format(folder: Path | str, tokenizer: Tokenizer) -> ChatFormat:
     Raises:
         ValueError: the config is damaged, or the tokenizer lacks the format's special tokens.
     """
-    folder = Path(folder)
-    if not is_model_folder(folder):
+    if not (Path(folder) / CONFIG).is_file():
         return ChatFormat.of(tokenizer)
-    config = read_config(ModelFolderConfig, folder / CONFIG)
+    config = read_model_config(Path(folder))
     return ChatFormat.of(tokenizer, config.chat_format, default_system=config.default_system)
 
 

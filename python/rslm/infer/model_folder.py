@@ -6,6 +6,7 @@ tokenizer.json      our own JSON
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import shutil
@@ -17,7 +18,7 @@ import torch
 
 from rslm.architecture import TransformerConfig, n_parameters, parameter_shapes
 from rslm.chat import FormatName
-from rslm.config import to_toml
+from rslm.config import from_record, read_toml, to_toml
 from rslm.errors import FormatError
 from rslm.files import sync_folder, write_atomically
 from rslm.infer.weight_file import NamedTensors, tensor_shapes, write_weights
@@ -38,6 +39,22 @@ class ModelFolderConfig:
     default_system: str | None = None
     """System message of conversations that begin without one."""
     model: TransformerConfig
+
+
+def read_model_config(folder: Path) -> ModelFolderConfig:
+    """What the `config.toml` of a run or model folder says of its model.
+
+    The other options of a run, whichever loop made it, are not looked at.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no TOML, or what it says of the model is damaged.
+    """
+    said = read_toml(folder / CONFIG)
+    if not is_model_folder(folder):
+        names = [field.name for field in dataclasses.fields(ModelFolderConfig)]
+        said = {name: said[name] for name in names if name in said}
+    return from_record(ModelFolderConfig, said, str(folder / CONFIG))
 
 
 def is_model_folder(folder: Path) -> bool:

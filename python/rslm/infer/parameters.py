@@ -1,6 +1,6 @@
 """What is asked of the engine, and what it answers: plain data, without torch."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import inf
 from numbers import Integral, Real
@@ -36,6 +36,8 @@ class SamplingParameters:
         ignore_end: the engine's own end ids do not end it.
         seed: of the draws; None takes a fresh one, told in the completion.
         n: completions of the prompt, which draw independently.
+        seeds: one for each of the `n`, which then draws as if it were asked for alone with it;
+            None leaves them to `seed` and index.
         log_probs: None gives none, 0 those of the ids drawn, k also the k likeliest.
         prompt_log_probs: the ids of the prompt are scored as well.
 
@@ -55,6 +57,7 @@ class SamplingParameters:
     ignore_end: bool = False
     seed: int | None = None
     n: int = 1
+    seeds: tuple[int, ...] | None = None
     log_probs: int | None = None
     prompt_log_probs: bool = False
 
@@ -78,10 +81,9 @@ class SamplingParameters:
                 f"got {self.repetition_penalty}"
             )
         self._check_stops()
-        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in [-2^63, 2^64), got {self.seed}")
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
+        self._check_seeds()
         if self.log_probs is not None and self.log_probs < 0:
             raise ValueError(f"log_probs must be at least 0, got {self.log_probs}")
 
@@ -103,9 +105,21 @@ class SamplingParameters:
         for name in ("keep_stop", "ignore_end", "prompt_log_probs"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {value!r:.80}")
-        ids = self.stop_token_ids
-        if not isinstance(ids, Iterable) or not all(map(_is_whole, ids)):
-            raise ValueError(f"stop_token_ids must be a tuple of whole numbers, got {ids!r:.80}")
+        seeds = () if self.seeds is None else self.seeds
+        for name, numbers in (("stop_token_ids", self.stop_token_ids), ("seeds", seeds)):
+            if not isinstance(numbers, Collection) or not all(map(_is_whole, numbers)):
+                raise ValueError(f"{name} must be a tuple of whole numbers, got {numbers!r:.80}")
+
+    def _check_seeds(self) -> None:
+        """Refuse what is no key, and seeds that are not one for each completion."""
+        if self.seeds is not None and (self.seed is not None or len(self.seeds) != self.n):
+            raise ValueError(
+                f"seeds must be as many as n and come without seed, got {len(self.seeds)}, "
+                f"n {self.n} and seed {self.seed}"
+            )
+        for seed in self.seeds or () if self.seed is None else (self.seed,):
+            if not -(2**63) <= seed < 2**64:
+                raise ValueError(f"seed must lie in [-2^63, 2^64), got {seed}")
 
     def _check_stops(self) -> None:
         """Refuse stop strings that end every text, and one string where several belong."""
@@ -155,7 +169,8 @@ class Completion:
         log_probs: one for each of `token_ids`.
         prompt_log_probs: one for each of `prompt_ids`; None for the first, which follows
             nothing.
-        seed: gives the same ids again, with the same `index`.
+        seed: gives the same ids again, with the same `index`; with index 0 where there were
+            `seeds`.
         index: 0 to n - 1 within the prompt's completions.
         prompt_index: of the prompt in `Engine.generate`; 0 elsewhere.
         n_cached_tokens: of the prompt, whose keys and values were still there.

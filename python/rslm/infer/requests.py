@@ -92,7 +92,9 @@ class SequenceState:
         seen: Tensor | None = None,
     ) -> None:
         self.request, self.index, self.seen, self.max_length = request, index, seen, max_length
-        self.key = sampling_key(request.seed, index)
+        seeds = request.parameters.seeds
+        self._seed = request.seed if seeds is None else seeds[index]
+        self.key = sampling_key(self._seed, index if seeds is None else 0)
         self.token_ids = list(request.prompt_ids)
         self.n_prompt = len(self.token_ids)
         self.blocks: list[int] = []
@@ -140,11 +142,11 @@ class SequenceState:
         """Adds drawn ids up to the first that ends it, or that the draft did not foresee."""
         text, n_taken = "", 0
         ending: tuple[FinishReason, str | int | None] | None = None
-        for token_id, foreseen in zip(token_ids, [*draft, None], strict=True):
+        for token_id in token_ids:
             n_taken += 1
             piece, ending = self._read(token_id, n_taken)
             text += piece
-            if ending is not None or token_id != foreseen:
+            if ending is not None or n_taken > len(draft) or token_id != draft[n_taken - 1]:
                 break
         if self._first_token_seconds is None:
             self._first_token_seconds = time.perf_counter() - self.request.submitted
@@ -194,7 +196,7 @@ class SequenceState:
             stop_reason=stop_reason,
             log_probs=None if self._log_probs is None else tuple(self._log_probs),
             prompt_log_probs=None if wanted is None else tuple(wanted),
-            seed=request.seed,
+            seed=self._seed,
             index=self.index,
             prompt_index=request.prompt_index,
             n_cached_tokens=self.n_cached or 0,

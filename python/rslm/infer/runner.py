@@ -36,6 +36,7 @@ class Runner:
         compile: compile the forward pass with `torch.compile`, on CUDA, where the kernel reads the
             blocks. Its shapes follow the step: one graph serves all numbers of tokens, one more a
             single token, and one the first step. No CUDA graphs.
+        network: what `cpu_network` made of the model before, in place of a new one.
 
     Raises:
         ValueError: the options do not go together, or not with where the weights are.
@@ -50,6 +51,7 @@ class Runner:
         exact: bool = False,
         quantize: Quantization | None = None,
         compile: bool = False,
+        network: Transformer | None = None,
     ) -> None:
         weight = model.token_embeddings.weight
         has_kernels = weight.device.type == "cpu" and weight.dtype == torch.float32
@@ -62,7 +64,7 @@ class Runner:
         self.device, self._has_kernels = weight.device, has_kernels
         self.network = model
         if has_kernels:
-            self.network = cpu_network(model, quantize=quantize is not None)
+            self.network = network or cpu_network(model, quantize=quantize is not None)
         self._hidden_states = self.network.hidden_states
         self.cache = PagedCache(
             model.config,

@@ -67,9 +67,14 @@ def sample_tokens(logits: Float[Tensor, "rows vocab_size"], draws: Sequence[Draw
     _check_finite(logits.amax(-1))
     if all(_is_plain_argmax(draw) for draw in draws):
         return Drawn(_argmax(logits), [None] * len(draws))
+    # Many sequences have the same parameters, those of a prompt even one object.
+    methods: dict[int, _Method] = {}
     groups: dict[_Method, list[int]] = {}
     for row, draw in enumerate(draws):
-        groups.setdefault(_method(draw.parameters, logits.shape[-1]), []).append(row)
+        method = methods.get(id(draw.parameters))
+        if method is None:
+            method = methods[id(draw.parameters)] = _method(draw.parameters, logits.shape[-1])
+        groups.setdefault(method, []).append(row)
     token_ids, processed = [0] * len(draws), [0.0] * len(draws)
     for method, rows in groups.items():
         chosen = [draws[row] for row in rows]
@@ -82,9 +87,15 @@ def sample_tokens(logits: Float[Tensor, "rows vocab_size"], draws: Sequence[Draw
 
 
 def score_tokens(
-    logits: Float[Tensor, "rows vocab_size"], token_ids: Sequence[int], n_top: Sequence[int]
+    logits: Float[Tensor, "rows vocab_size"],
+    token_ids: Sequence[int],
+    n_top: Sequence[int],
+    processed: Sequence[float] | None = None,
 ) -> list[TokenLogProb]:
-    """The log-probabilities of given ids, one for each row, with so many of the likeliest."""
+    """The log-probabilities of given ids, one for each row, with so many of the likeliest.
+
+    Those that are `processed` are the same where none are given.
+    """
     log_probs = logits.float().log_softmax(-1)
     ids = torch.tensor(token_ids, device=logits.device)
     own = log_probs.gather(-1, ids[:, None])[:, 0].tolist()
@@ -94,9 +105,10 @@ def score_tokens(
         values, top_ids = likeliest(log_probs, most)
         pairs = zip(top_ids.tolist(), values.tolist(), strict=True)
         tops = [list(zip(row_ids, row, strict=True)) for row_ids, row in pairs]
+    columns = (token_ids, own, own if processed is None else processed, tops, n_top)
     return [
-        TokenLogProb(token_id, log_prob, log_prob, tuple(top[:n]))
-        for token_id, log_prob, top, n in zip(token_ids, own, tops, n_top, strict=True)
+        TokenLogProb(token_id, log_prob, after, tuple(top[:n]))
+        for token_id, log_prob, after, top, n in zip(*columns, strict=True)
     ]
 
 
@@ -290,11 +302,12 @@ def _log_probs(
 ) -> list[TokenLogProb | None]:
     """The raw and the processed log-probabilities, of the rows that want them."""
     found: list[TokenLogProb | None] = [None] * len(draws)
-    n_top = {row: draw.n_top for row, draw in enumerate(draws) if draw.n_top is not None}
-    if not n_top:
+    rows = [row for row, draw in enumerate(draws) if draw.n_top is not None]
+    if not rows:
         return found
-    rows = list(n_top)
-    scored = score_tokens(logits[rows], [token_ids[row] for row in rows], list(n_top.values()))
-    for row, raw in zip(rows, scored, strict=True):
-        found[row] = TokenLogProb(raw.token_id, raw.log_prob, processed[row], raw.top)
+    part = logits if len(rows) == len(draws) else logits[rows]
+    drawn, after = [token_ids[row] for row in rows], [processed[row] for row in rows]
+    n_top = [draw.n_top for draw in draws if draw.n_top is not None]
+    for row, score in zip(rows, score_tokens(part, drawn, n_top, after), strict=True):
+        found[row] = score
     return found

@@ -18,18 +18,20 @@ class Share:
         n_tokens: of its own, the next that are not computed.
         draft: ids that may follow its last one, to be verified.
         draft_probabilities: what they were drafted from; None where nothing was left to chance.
+        draws: whether it reaches the sequence's end, after which an id is to be drawn.
     """
 
     sequence: SequenceState
     n_tokens: int
     draft: list[int] = field(default_factory=list)
     draft_probabilities: Tensor | None = None
+    draws: bool = field(init=False)
 
-    @property
-    def draws(self) -> bool:
-        """Whether it reaches the sequence's end, after which an id is to be drawn."""
-        sequence = self.sequence
-        return self.n_tokens == sequence.n_missing and len(sequence.token_ids) < sequence.max_length
+    def __post_init__(self) -> None:
+        """Look at the sequence as it is before the step."""
+        sequence, n_ids = self.sequence, len(self.sequence.token_ids)
+        is_end = sequence.n_computed + self.n_tokens == n_ids
+        self.draws = is_end and n_ids < sequence.max_length
 
 
 class Scheduler:
@@ -43,7 +45,7 @@ class Scheduler:
     sequence that does not fit alone is never accepted, every one ends.
 
     The later sequences of a request wait until the first has read the prompt, so that they
-    share its blocks.
+    share its blocks; those behind them may pass meanwhile.
     """
 
     def __init__(
@@ -83,20 +85,17 @@ class Scheduler:
 
     def _admit(self, shares: list[Share], budget: int) -> None:
         manager = self._manager
+        # What runs will want blocks, too. It may hold some beyond these, for drafts.
+        n_wanted = sum(map(self._n_wanted, self.running)) if self.waiting else 0
+        passed_over: list[SequenceState] = []
         while self.waiting and budget > 0 and len(self.running) < self._max_sequences:
             sequence = self.waiting[0]
             if not _may_start(sequence):
-                break
+                passed_over.append(self.waiting.popleft())
+                continue
             prefix = self._find_prefix(sequence)
             n_needed = manager.blocks_of(len(sequence.token_ids)) - len(prefix)
-            n_free = manager.n_free - manager.n_resting(prefix)
-            # What runs will want blocks, too: for the rest of what it reads and one id more. It
-            # may hold some beyond these, for drafts.
-            n_free -= sum(
-                max(0, manager.blocks_of(len(other.token_ids) + 1) - len(other.blocks))
-                for other in self.running
-            )
-            if n_free < n_needed:
+            if manager.n_free - manager.n_resting(prefix) - n_wanted < n_needed:
                 break
             self.waiting.popleft()
             self._start(sequence, prefix)
@@ -104,6 +103,12 @@ class Scheduler:
             self._take_blocks(sequence, n_tokens)
             shares.append(Share(sequence, n_tokens))
             budget -= n_tokens
+            n_wanted += self._n_wanted(sequence)
+        self.waiting.extendleft(reversed(passed_over))
+
+    def _n_wanted(self, sequence: SequenceState) -> int:
+        """Blocks for the rest of what it reads and one id more."""
+        return max(0, self._manager.blocks_of(len(sequence.token_ids) + 1) - len(sequence.blocks))
 
     def reserve(self, sequence: SequenceState, n_tokens: int) -> int:
         """Blocks for up to `n_tokens` after its own, of those nobody needs; how many fit."""
@@ -176,6 +181,8 @@ class Scheduler:
         """Blocks for the next tokens, from the youngest if need be; False if that is itself."""
         manager = self._manager
         n_more = manager.blocks_of(sequence.n_computed + n_tokens) - len(sequence.blocks)
+        if n_more <= 0:
+            return True
         while manager.n_free < n_more:
             self.n_preemptions += 1
             if self._preempt() is sequence:

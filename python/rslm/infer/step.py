@@ -26,28 +26,24 @@ class Step:
         self.score_rows: list[int] = []
         self.draws: list[Draw] = []
         self.draw_rows: list[int] = []
+        batch = self.batch
         for share in shares:
-            first = len(self.batch.token_ids)
-            self._add_tokens(share)
-            self._add_scores(share, first)
+            sequence, first = share.sequence, len(batch.token_ids)
+            start = sequence.n_computed
+            new = sequence.token_ids[start : start + share.n_tokens] + share.draft
+            batch.token_ids += new
+            batch.positions += range(start, start + len(new))
+            batch.lengths.append(len(new))
+            batch.block_tables.append(sequence.blocks)
+            if sequence.request.prompt_log_probs is not None and sequence.scores_prompt:
+                self._add_scores(share, first)
             if share.draws:
                 last = first + share.n_tokens - 1
                 self._add_rows(self.draw_rows, last, len(share.draft) + 1)
-                self._add_draws(share.sequence, share.draft)
-
-    def _add_tokens(self, share: Share) -> None:
-        sequence, batch = share.sequence, self.batch
-        start = sequence.n_computed
-        new = sequence.token_ids[start : start + share.n_tokens] + share.draft
-        batch.token_ids += new
-        batch.positions += range(start, start + len(new))
-        batch.lengths.append(len(new))
-        batch.block_tables.append(sequence.blocks)
+                self._add_draws(sequence, share.draft)
 
     def _add_scores(self, share: Share, first: int) -> None:
         sequence = share.sequence
-        if not sequence.scores_prompt:
-            return
         start = sequence.n_computed
         end = min(start + share.n_tokens, sequence.n_prompt - 1)
         self._add_rows(self.score_rows, first, end - start)
