@@ -1,0 +1,103 @@
+"""`rslm rl`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from rslm.commands.train import EXIT_INTERRUPTED, value_of
+from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.post.rl_config import RlConfig
+from rslm.post.rl_presets import PRESETS, Algorithm
+from rslm.process import EXIT_TERMINATED
+from rslm.terminal import Switch, note
+
+if TYPE_CHECKING:
+    from rslm.post.rl_replay import Replay
+    from rslm.post.setup import PostResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlOptions:
+    """Train a model on the rewards of a task whose answers can be checked.
+
+    Each step samples completions of some questions, grades them, and makes the better ones
+    likelier. `rslm rl runs/sft --task arithmetic --out runs/rl` does it as GRPO does.
+    """
+
+    algorithm: Algorithm | None = None
+    """Options of an algorithm, which flags and the file may change; grpo unless given."""
+    config: Path | None = None
+    """TOML file of options; flags win over it."""
+    resume: Switch = False
+    """Go on with the run in --out; its options need not be repeated."""
+    replay: Path | None = None
+    """RUN/rollouts/step_N.jsonl: make that step of that run again, offline, into --out."""
+    print_config: Switch = False
+    """Print the resolved options as TOML and do nothing else."""
+    run: Annotated[RlConfig, tyro.conf.arg(name="")] = field()
+
+
+def defaults(arguments: Sequence[str]) -> Record:
+    """What algorithm, file and, at a resumption or replay, the run folder say before the flags."""
+    record = read_sources(RlConfig, arguments)
+    algorithm = value_of("--algorithm", arguments)
+    if algorithm in PRESETS:  # Another word is refused with the other flags.
+        preset = check_record(RlConfig, PRESETS[algorithm])
+        record = merge_records(preset, record)
+    source = run_config(arguments, record)
+    if source is not None and source.exists():
+        of_run = check_record(RlConfig, read_toml(source), str(source))
+        if "--resume" not in arguments:
+            of_run.pop("out", None)
+        record = merge_records(of_run, record)
+    return {"run": record}
+
+
+def run_config(arguments: Sequence[str], record: Record) -> Path | None:
+    """The config of the run that is resumed or of which a step is replayed."""
+    if (file := value_of("--replay", arguments)) is not None:
+        return Path(file).resolve().parent.parent / "config.toml"
+    out = value_of("--out", arguments) or record.get("out")
+    return Path(out) / "config.toml" if "--resume" in arguments and out is not None else None
+
+
+def rl(options: RlOptions) -> int:
+    """Trains, or replays a step, and says how it ended."""
+    if options.resume and options.replay is not None:
+        raise ValueError("give resume or replay, not both")
+    if options.print_config:
+        print(to_toml(options.run), end="")
+        return 0
+    if options.replay is not None:
+        from rslm.post.rl_replay import replay
+
+        replayed = replay(options.run, options.replay)
+        note(f"{options.run.out}: step {replayed.result.step} made again, {verdict(replayed)}")
+        return 0
+    from rslm.post.rl import train
+
+    return report(train(options.run, resume=options.resume))
+
+
+def verdict(replayed: "Replay") -> str:
+    """How the weights of a replayed step compare with those of its run."""
+    if replayed.is_same is None:
+        return "and the run keeps no weights to compare with"
+    return f"with {'the same weights as' if replayed.is_same else 'other weights than'} the run's"
+
+
+def report(result: "PostResult") -> int:
+    """Says how the run ended, and what can be done with it; the first process speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        note(f"{result.out}: {result.reason} at step {result.step:,}")
+        if result.reason == "finished":
+            note(f"next: rslm chat {result.out}")
+        else:
+            note(f"to go on: rslm rl --resume --out {result.out}")
+    if result.reason == "finished":
+        return 0
+    return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_TERMINATED
