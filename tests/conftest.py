@@ -35,7 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 install_import_hook(
     [
         *["rslm.model", "rslm.layers", "rslm.attention", "rslm.losses"],
-        *["rslm.optim", "rslm.muon"],
+        *["rslm.optim", "rslm.muon", "rslm.post.losses", "rslm.post.preferences"],
     ],
     "beartype.beartype",
 )

@@ -485,11 +485,17 @@ def agree(processes: Processes) -> Any:
     order = []
     processes.in_turn(lambda: order.append(processes.rank))
     mean = processes.mean(torch.tensor(float(processes.rank)))
-    return processes.largest(processes.rank * 7), mean.item(), processes.share_of(6).start, order
+    total = processes.total(torch.tensor(processes.rank + 1)).item()
+    parts = [(part.start, part.stop) for part in map(processes.part_of, (0, 1, 3))]
+    largest, start = processes.largest(processes.rank * 7), processes.share_of(6).start
+    return largest, mean.item(), total, start, parts, order
 
 
 def test_processes_agree():
-    assert run_processes(agree) == [(7, 0.5, 0, [0]), (7, 0.5, 3, [1])]
+    assert run_processes(agree) == [
+        (7, 0.5, 3, 0, [(0, 0), (0, 0), (0, 1)], [0]),
+        (7, 0.5, 3, 3, [(0, 0), (0, 1), (1, 3)], [1]),
+    ]
 
 
 def test_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch):

@@ -49,7 +49,7 @@ LAYERS = [
     ],
     ["infer.*", "plan_tables"],
     ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*", "profiling.*"],
-    ["train", "gpu_check.*", "experiment.*"],
+    ["train", "gpu_check.*", "experiment.*", "post.*"],
     ["cli", "commands.*", "demo"],
 ]
 # The package's face and what `python -m` runs stand outside the layers; nothing imports them.
@@ -65,11 +65,20 @@ TORCH_FREE = [
     *["allocator", "errors", "files", "process", "progress", "token_file_format", "_rslm"],
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
-    *["run_folder", "runs", "series", "data_report.*", "chat"],
+    *["evaluate.sandbox", "evaluate.sandbox_child", "evaluate.sandbox_messages"],
+    *["evaluate.humaneval", "run_folder", "runs", "series", "data_report.*", "chat"],
     *["infer.admission", "infer.blocks", "infer.options", "infer.parameters", "infer.stopping"],
+    *["post.post_config", "post.dpo_config"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],
+    *["post.rl_config", "post.rl_presets"],
     *["hardware", "head_chunks", "activation_memory", "memory_estimate", "plan", "plan_tables"],
+    *["post.post_config", "post.sft_config", "post.mask_plane"],
     *["profiling.cases", "profiling.tables", "experiment.*", "html_report.*", "scaling.*"],
+    *["evaluate.answers", "evaluate.archive", "evaluate.arithmetic", "evaluate.drawn"],
+    *["evaluate.equality", "evaluate.example", "evaluate.grade", "evaluate.procedural"],
+    *["evaluate.prompts", "evaluate.symbolic", "evaluate.task_chats", "evaluate.task_files"],
+    *["evaluate.tasks", "evaluate.workers"],
+    *["evaluate.core", "evaluate.pass_at_k", "evaluate.questions", "evaluate.results"],
 ]
 # Layers 0 and 1 import these and the standard library only; `config` also makes flags,
 # `files` reads Parquet and `progress` draws a bar where they are asked to.
@@ -79,7 +88,7 @@ LIGHT_EXTRA = {"config": {"tyro"}, "files": {"pyarrow"}, "progress": {"rich"}}
 
 # Left never sees right; modules side by side may see each other.
 RUST_LAYERS = [
-    ["error", "memory", "random", "token_id"],
+    ["error", "memory", "random", "sandbox", "token_id"],
     ["pretokenize", "bpe::vocab", "infer"],
     ["bpe::count", "bpe::pair_ranks", "bpe::merge", "bpe::cache", "token_file"],
     [

@@ -17,7 +17,7 @@ from rslm import losses, model
 from rslm.architecture import TransformerConfig
 from rslm.head_chunks import chunk_tokens
 from rslm.layers import softcap
-from rslm.losses import linear_cross_entropy, training_loss
+from rslm.losses import linear_cross_entropy, token_losses, training_loss
 from rslm.model import Transformer
 
 VOCAB, WIDTH = 13, 6
@@ -85,6 +85,26 @@ def test_chunks_equal_whole_logits_in_float64(options: dict[str, Any], chunk: in
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 16, 17, 100])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_weights_make_sums_of_means(chunk: int, z_loss: float):
+    tensors, targets = draw(17, has_bias=True, has_padding=False)
+    weights = torch.rand(17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights[3] = 0
+    hidden, weight, bias = tensors
+    minimised, loss = linear_cross_entropy(
+        hidden, weight, targets, bias=bias, chunk=chunk, weights=weights, z_loss=z_loss
+    )
+    logits = hidden @ weight.T + bias
+    expected = (token_losses(logits, targets) * weights).sum()
+    with_z = expected + z_loss * (logits.logsumexp(-1).square() * weights).sum()
+    torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(minimised, with_z, rtol=1e-12, atol=0)
+    found = torch.autograd.grad(2 * minimised, tensors)
+    for one, two in zip(found, torch.autograd.grad(2 * with_z, tensors), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_chunks_in_float32_err_by_its_rounding(options: dict[str, Any]):
     for one, two in zip(*both(options, 600, 64, torch.float32), strict=True):
@@ -148,11 +168,13 @@ def test_gradcheck(options: dict[str, Any]):
 # The check itself looks at the gradient of what is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("has_weights", [False, True])
 @pytest.mark.parametrize("with_gradients", [False, True])
-def test_opcheck(has_bias: bool, with_gradients: bool):
+def test_opcheck(has_bias: bool, has_weights: bool, with_gradients: bool):
     tensors, targets = draw(8, has_bias=has_bias, has_padding=True)
     hidden, weight, *bias = (x.detach().float().requires_grad_(with_gradients) for x in tensors)
-    options = (2.0, "sqrt", 0.1, True, 3, torch.float32, with_gradients)
+    weights = torch.rand(8) if has_weights else None
+    options = (2.0, "sqrt", 0.1, True, weights, 3, torch.float32, with_gradients)
     inputs = (hidden, weight, bias[0] if bias else None, targets, *options)
     torch.library.opcheck(losses._linear_cross_entropy, inputs)
 
@@ -262,7 +284,7 @@ def test_compiled_is_one_graph_and_equals_eager(backend: str):
 PEAK = """
 import json, re, sys
 import torch
-from rslm.losses import linear_cross_entropy, training_loss
+from rslm.losses import linear_cross_entropy, token_losses, training_loss
 
 n_tokens, d_model, vocab_size, kind, precision = json.loads(sys.argv[1])
 

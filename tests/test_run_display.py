@@ -133,6 +133,22 @@ def test_panel_shows_all_numbers_and_what_is_next() -> None:
     assert bars == "".join(sorted(bars, reverse=True)), "the loss falls"
 
 
+def test_a_loop_shows_metrics_of_its_own() -> None:
+    row = full_row(20) | {"reward_mean": 0.25}
+    file, shown = io.StringIO(), {"reward_mean": ".3f", "entropy": ".2f"}
+    lines = RunDisplay(
+        Console(file=file), title="", n_steps=40, first_step=0, log_every=20, shown=shown
+    )
+    lines.show(row)
+    assert "reward_mean=0.250" in file.getvalue()
+    terminal = Terminal(96)
+    with start_display(terminal, shown=shown) as display:
+        display.show(row)
+        display.show({"step": 20, "val_loss": 2.5, "entropy": 1.5})
+    for text in ("reward mean", "0.250", "entropy", "1.50"):
+        assert text in terminal.screen.text
+
+
 def test_time_of_compiling_stands_apart() -> None:
     terminal = Terminal()
     with start_display(terminal, compiles=True) as display:

@@ -187,7 +187,8 @@ def test_trackers_do_not_change_what_is_trained(
 
 def test_only_the_first_process_tracks(tiny_config: MakeConfig, wandb: FakeWandb) -> None:
     config = tiny_config(trackers=("wandb",))
-    with Trackers(config, first_step=0, written=(), warn=pytest.fail, is_first=False) as trackers:
+    options: Any = {"n_steps": 20, "first_step": 0, "written": (), "warn": pytest.fail}
+    with Trackers(config, **options, is_first=False) as trackers:
         trackers.write_row({"step": 1, "loss": 1.0})
     assert wandb.runs == []
 

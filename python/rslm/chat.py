@@ -119,11 +119,9 @@ class ChatFormat:
             ValueError: there is no such format, or the tokenizer lacks its special tokens.
         """
         if name is None:
-            names = (n for n in FORMAT_NAMES if not _missing_tokens(tokenizer, n))
+            names = (n for n in FORMAT_NAMES if not missing_tokens(tokenizer, n))
             return cls(next(names), tokenizer, default_system)
-        if name not in FORMAT_NAMES:
-            raise ValueError(f"chat format must be one of {', '.join(FORMAT_NAMES)}, got {name!r}")
-        if missing := _missing_tokens(tokenizer, name):
+        if missing := missing_tokens(tokenizer, name):
             raise ValueError(
                 f"chat format {name} needs a tokenizer trained with the special tokens "
                 f"{' '.join(missing)}"
@@ -297,7 +295,14 @@ def _check_message(message: Any, index: int) -> tuple[Role, str]:
     return role, content
 
 
-def _missing_tokens(tokenizer: Tokenizer, name: FormatName) -> list[str]:
+def missing_tokens(tokenizer: Tokenizer, name: FormatName) -> list[str]:
+    """The special tokens that a format needs and the tokenizer lacks.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    if name not in FORMAT_NAMES:
+        raise ValueError(f"chat format must be one of {', '.join(FORMAT_NAMES)}, got {name!r}")
     needed = {"rslm": CHAT_TOKENS, "chatml": CHATML_TOKENS, "plain": ()}[name]
     specials = tokenizer.special_tokens
     return [token for token in needed if token not in specials]

@@ -1,9 +1,10 @@
-"""Versions and machine, for the record of a run."""
+"""Versions and machine, for the record of a run; the threads it uses."""
 
 import contextlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,17 @@ from pathlib import Path
 import torch
 
 from rslm.run_folder import Row
+
+
+@contextlib.contextmanager
+def torch_threads(n_threads: int | None) -> Iterator[None]:
+    """Runs the block with this many CPU threads; None leaves torch's choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe_environment() -> Row:

@@ -75,6 +75,7 @@ def linear_cross_entropy(
     softcap_form: SoftcapForm = "tanh",
     z_loss: float = 0.0,
     has_padding: bool = False,
+    weights: Float[Tensor, "..."] | None = None,
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """`training_loss` of the logits `hidden` Wᵀ + `bias`, which are never whole in memory.
@@ -96,6 +97,8 @@ def linear_cross_entropy(
         softcap_form: likewise.
         z_loss: see `training_loss`.
         has_padding: see `training_loss`.
+        weights: what each loss counts; both results are then sums of weight times loss, in place
+            of means.
         chunk: tokens at a time; None chooses.
 
     Raises:
@@ -123,6 +126,7 @@ def linear_cross_entropy(
         softcap_form,
         z_loss,
         has_padding,
+        None if weights is None else weights.flatten(),
         chunk,
         dtype,
         trained and torch.is_grad_enabled(),
@@ -185,6 +189,7 @@ def _linear_cross_entropy(
     form: str,
     z_loss: float,
     has_padding: bool,
+    weights: Tensor | None,
     chunk: int,
     dtype: torch.dtype,
     with_gradients: bool,
@@ -195,7 +200,9 @@ def _linear_cross_entropy(
     wide = torch.promote_types(dtype, torch.float32)
     is_padding = targets < 0 if has_padding else None
     targets = targets.clamp_min(0)[:, None]
-    shares = _mean_shares(targets, is_padding, wide)
+    shares = (
+        _mean_shares(targets, is_padding, wide) if weights is None else weights.to(wide)[:, None]
+    )
     results = hidden.new_empty(2, len(hidden), dtype=wide)
     d_hidden, d_weight, d_bias = _gradients(hidden, weight, bias, with_gradients, wide)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -226,10 +233,13 @@ def _linear_cross_entropy(
                 d_weight += d_logits.T @ x
             # Else it would stand beside the next one.
             del d_logits
-    loss = _mean(results[0], is_padding)
+    loss = _mean(results[0], is_padding) if weights is None else results[0] @ shares[:, 0]
     minimised = loss.clone()
     if z_loss:
-        minimised += z_loss * _mean(results[1].square(), is_padding)
+        squares = results[1].square()
+        minimised += z_loss * (
+            _mean(squares, is_padding) if weights is None else squares @ shares[:, 0]
+        )
     return minimised, loss, d_hidden, d_weight.to(weight.dtype), d_bias.to(weight.dtype)
 
 
@@ -304,6 +314,7 @@ def _shapes(
     form: str,
     z_loss: float,
     has_padding: bool,
+    weights: Tensor | None,
     chunk: int,
     dtype: torch.dtype,
     with_gradients: bool,

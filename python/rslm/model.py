@@ -37,7 +37,7 @@ from rslm.layers import (
     silu,
     softcap,
 )
-from rslm.losses import linear_cross_entropy, training_loss
+from rslm.losses import linear_cross_entropy, token_losses, training_loss
 
 __all__ = [
     "CausalSelfAttention",
@@ -389,23 +389,30 @@ class Transformer(Module):
         targets: Int[Tensor, "..."],
         *,
         has_padding: bool = False,
+        weights: Float[Tensor, "..."] | None = None,
     ) -> Losses:
         """`training_loss` of the logits of `hidden_states`, with the config's z-loss.
 
-        Where the logits are large they are never whole in memory, see `linear_cross_entropy`.
+        With `weights` it is the sum of weight times loss, twice, without a z-loss. Where the
+        logits are large they are never whole in memory, see `linear_cross_entropy`.
         """
         config, n_tokens = self.config, targets.numel()
         options: Any = {"z_loss": config.z_loss, "has_padding": has_padding}
+        if weights is not None:
+            options = {"weights": weights}
         chunk = chunk_tokens(n_tokens, config.resolved_vocab_size, hidden.device.type)
         if chunk >= n_tokens:
+            if weights is not None:
+                loss = (token_losses(self.logits(hidden), targets) * weights).sum()
+                return loss, loss
             return training_loss(self.logits(hidden), targets, **options)
         options |= {"softcap": config.softcap, "softcap_form": config.softcap_form}
-        loss = partial(linear_cross_entropy, targets=targets, chunk=chunk, **options)
+        head_loss = partial(linear_cross_entropy, targets=targets, chunk=chunk, **options)
         # Through the module that has the weight: hooks may have to gather it.
         if self.lm_head is None:
-            losses: Losses = self.token_embeddings(hidden, as_head=True, loss=loss)
+            losses: Losses = self.token_embeddings(hidden, as_head=True, loss=head_loss)
         else:
-            losses = self.lm_head(hidden, loss=loss)
+            losses = self.lm_head(hidden, loss=head_loss)
         return losses
 
     def logits(self, hidden: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab_size"]:

@@ -182,11 +182,15 @@ def default_muon_rules(model: nn.Module) -> list[GroupRule]:
 
 
 def scheduled_learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of the update that follows `step` others.
+    """The rate of a run's update that follows `step` others; see `learning_rate_at`."""
+    return learning_rate_at(config.optimizer, step, config.n_steps)
+
+
+def learning_rate_at(optimizer: OptimizerConfig, step: int, n_steps: int) -> float:
+    """The rate of the update, of so many, that follows `step` others.
 
     Updates count from 1 in the schedule: the first has a rate above 0, the last the minimum.
     """
-    optimizer, n_steps = config.optimizer, config.n_steps
     common: dict[str, Any] = {
         "learning_rate": optimizer.learning_rate,
         "min_learning_rate": optimizer.resolved_min_learning_rate,
@@ -194,7 +198,7 @@ def scheduled_learning_rate(config: TrainConfig, step: int) -> float:
     }
     if optimizer.schedule == "cosine":
         return cosine_schedule(step + 1, **common, decay_steps=n_steps)
-    if optimizer.schedule == "linear":
+    if optimizer.schedule in ("linear", "constant"):  # A line from the peak to the peak.
         return linear_schedule(step + 1, **common, decay_steps=n_steps)
     return wsd_s_schedule(
         step + 1,

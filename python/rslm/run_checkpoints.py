@@ -1,6 +1,7 @@
 """The checkpoints of a run: going on from the newest, saving beside training, keeping the best."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -14,13 +15,20 @@ from rslm.distributed.parallel import Unsharded
 from rslm.environment import versions
 from rslm.errors import FormatError
 from rslm.run_folder import Background, Row, read_metrics, require_run_state
-from rslm.train_config import TrainConfig
+from rslm.train_config import RunOptions, TrainConfig
 
 
 def restore(
-    config: TrainConfig, fingerprints: Row, model: nn.Module, optimizer: Optimizer, console: Console
+    config: RunOptions,
+    fingerprints: Row,
+    model: nn.Module,
+    optimizer: Optimizer,
+    console: Console,
+    *,
+    n_steps: int,
+    init_from: Path | None = None,
 ) -> Row:
-    """Loads the newest good checkpoint, or the weights to start from; returns the run's state.
+    """Loads the newest good checkpoint, or the weights of `init_from`; returns the run's state.
 
     Raises:
         FormatError: no checkpoint is good, or it does not fit the config.
@@ -35,12 +43,12 @@ def restore(
         console.print(f"rejected a checkpoint: {fault}", soft_wrap=True, markup=False)
         checkpoint.set_aside(path, "rejected")
     if newest is None:
-        if config.init_from is not None:
-            checkpoint.load_weights(checkpoint.weights_path(config.init_from), model)
+        if init_from is not None:
+            checkpoint.load_weights(checkpoint.weights_path(init_from), model)
         begun = {"step": 0, "batch_sizes": [], "elapsed_seconds": 0.0}
         return begun | {"metrics_bytes": 0, "samples_bytes": 0}
     source = newest / checkpoint.STATE
-    require_run_state(checkpoint.read_state(newest), source, config.n_steps)
+    require_run_state(checkpoint.read_state(newest), source, n_steps)
     state = checkpoint.load_run_checkpoint(newest, model, optimizer)
     if state["data"] != fingerprints:
         raise ValueError(
@@ -51,7 +59,7 @@ def restore(
 
 
 def save(
-    config: TrainConfig,
+    config: RunOptions,
     model: nn.Module,
     whole: Unsharded,
     state: Row,
@@ -79,7 +87,7 @@ class Best(NamedTuple):
 NO_BEST = Best(None, math.inf)
 
 
-def best_validation(config: TrainConfig) -> Best:
+def best_validation(config: RunOptions) -> Best:
     """The best of the validations in the metrics whose checkpoint still exists."""
     folder = config.out / "checkpoints"
     validated = [
@@ -91,7 +99,7 @@ def best_validation(config: TrainConfig) -> Best:
     return lowest if config.keep_best else NO_BEST
 
 
-def mark_best(config: TrainConfig, step: int) -> None:
+def mark_best(config: RunOptions, step: int) -> None:
     """Marks the checkpoint of a step as the best; the one before may go."""
     folder = config.out / "checkpoints"
     checkpoint.mark_best(folder, step)

@@ -97,6 +97,7 @@ class RunDisplay:
         log_every: steps between lines.
         due: what happens every so many steps, by its name; None: at the end only.
         compiles: the first step compiles, so its time is shown apart.
+        shown: further metrics to show, with their formats.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class RunDisplay:
         log_every: int,
         due: Mapping[str, int | None] | None = None,
         compiles: bool = False,
+        shown: Mapping[str, str] | None = None,
     ) -> None:
         self._console = console
         self._title = title
@@ -116,6 +118,7 @@ class RunDisplay:
         self._log_every = log_every
         self._due = dict(due or {})
         self._compiles = compiles
+        self._shown = dict(shown or {})
         self._losses: deque[float] = deque(maxlen=2000)
         self._state = _State(row={"step": first_step})
         self._lock = threading.Lock()
@@ -216,7 +219,7 @@ class RunDisplay:
             "learning_rate": ".3g",
             "grad_norm": ".3g",
             "tokens_per_second": ".0f",
-        }
+        } | self._shown
         for key, form in formats.items():
             if row.get(key) is not None:
                 shown[key] = format(row[key], form)
@@ -278,6 +281,10 @@ class RunDisplay:
             "memory": _bytes(row.get("memory_bytes")),
             "elapsed": "..." if elapsed is None else duration(elapsed + since),
             "time left": "..." if left is None else duration(max(0.0, left - since)),
+        }
+        cells |= {
+            key.replace("_", " "): _shown(validation.get(key, row.get(key)), form)
+            for key, form in self._shown.items()
         }
         if self._compiles:
             seconds = state.first_seconds

@@ -14,7 +14,10 @@ from rslm.matmul_peak import measure_matmul_flops
 from rslm.run_folder import Row, read_metrics
 from rslm.series import smooth
 
-CLOCK_KEYS = ("elapsed_seconds", "tokens_per_second", "mfu", "memory_bytes")
+CLOCK_KEYS = (
+    *("elapsed_seconds", "tokens_per_second", "mfu", "memory_bytes"),
+    *("generate_tokens_per_second", "generate_seconds", "grade_seconds", "train_seconds"),
+)
 """Metrics that say how fast the machine was; all others are a function of the config."""
 
 

@@ -21,7 +21,7 @@ from rslm.series import smooth
 
 Status = Literal["running", "finished", "stopped"]
 
-_TABLES = ("data", "model", "optimizer")
+_TABLES = ("model", "optimizer")
 _COUNTS = ("n_tokens", "train_flops", "elapsed_seconds")
 
 

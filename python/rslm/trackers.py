@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 
 from rslm.config import to_record
 from rslm.files import write_atomically
-from rslm.train_config import TrainConfig
+from rslm.train_config import RunOptions
 
 Row = Mapping[str, Any]
 Written = Collection[tuple[int, bool]]
@@ -41,7 +41,7 @@ class Tracker(Protocol):
 class TensorBoardTracker:
     """Event files in the folder `tb` of the run folder, for `tensorboard --logdir`."""
 
-    def __init__(self, config: TrainConfig, first_step: int) -> None:
+    def __init__(self, config: RunOptions, first_step: int) -> None:
         """Goes on after `first_step`; events of later steps are dropped when they are read."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -68,7 +68,7 @@ class WandbTracker:
     of a step may come after a resumption.
     """
 
-    def __init__(self, config: TrainConfig, first_step: int) -> None:
+    def __init__(self, config: RunOptions, first_step: int) -> None:
         """Goes on with the run whose id lies in the run folder, or begins one."""
         import wandb
 
@@ -102,7 +102,7 @@ class WandbTracker:
         self._run.finish(exit_code=int(failed))
 
 
-TRACKERS: dict[str, Callable[[TrainConfig, int], Tracker]] = {
+TRACKERS: dict[str, Callable[[RunOptions, int], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandbTracker,
 }
@@ -129,6 +129,7 @@ class Trackers:
 
     Args:
         config: the run.
+        n_steps: updates of the whole run.
         first_step: updates made before.
         written: rows that an earlier part of the run wrote and that will be made again.
         warn: told once of each tracker that failed.
@@ -137,15 +138,16 @@ class Trackers:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunOptions,
         *,
+        n_steps: int,
         first_step: int,
         written: Written,
         warn: Callable[[str], None],
         is_first: bool = True,
     ) -> None:
         self._names = config.trackers if is_first else ()
-        self._config, self._first_step = config, first_step
+        self._config, self._first_step, self._n_steps = config, first_step, n_steps
         self._written = frozenset(written)
         self._warn = warn
         self._open: dict[str, Tracker] = {}
@@ -170,7 +172,7 @@ class Trackers:
     def write_row(self, row: Row) -> None:
         """Passes on a row of the metrics if the log shows it: what is None is left out."""
         step, is_validation = int(row["step"]), "val_loss" in row
-        is_logged = step % self._config.log_every == 0 or step in (1, self._config.n_steps)
+        is_logged = step % self._config.log_every == 0 or step in (1, self._n_steps)
         if not (is_validation or is_logged):
             return
         values = {k: float(v) for k, v in row.items() if k != "step" and v is not None}

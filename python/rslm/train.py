@@ -10,7 +10,7 @@ Whatever is random is a function of (seed, purpose, step), so there is no genera
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from rslm.batches import (
     sample_batch,
 )
 from rslm.distributed import parallelize, start_processes
-from rslm.environment import describe_environment
+from rslm.environment import describe_environment, torch_threads
 from rslm.evaluate.loss import evaluate_loss
 from rslm.files import write_atomically
 from rslm.infer.load import choose_device, end_ids
@@ -151,7 +151,15 @@ def train(
         model = build_model(config, device)
         optimizer = build_optimizer(model, config.optimizer, config.model)
         state = processes.in_turn(
-            lambda: restore(config, data.fingerprints, model, optimizer, console)
+            lambda: restore(
+                config,
+                data.fingerprints,
+                model,
+                optimizer,
+                console,
+                n_steps=config.n_steps,
+                init_from=config.init_from,
+            )
         )
         parallel = parallelize(
             config.parallel,
@@ -170,6 +178,7 @@ def train(
         trackers = stack.enter_context(
             Trackers(
                 config,
+                n_steps=config.n_steps,
                 first_step=step,
                 written=written,
                 warn=run_display.warn,
@@ -325,17 +334,6 @@ def train(
         val_bits_per_byte=validation.get("val_bits_per_byte"),
         elapsed_seconds=clock.elapsed_seconds,
     )
-
-
-@contextlib.contextmanager
-def torch_threads(n_threads: int | None) -> Iterator[None]:
-    """Runs the block with this many CPU threads; None leaves torch's choice."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def process_micro_batch_size(config: TrainConfig, share: slice) -> int:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from rslm.architecture import (
     MAX_SIZE,
@@ -16,11 +16,40 @@ from rslm.packing_reference import PackingPolicy
 from rslm.schedules import wsd_s_schedule
 
 Precision = Literal["float32", "bfloat16"]
-Schedule = Literal["cosine", "linear", "wsd", "wsd-s"]
+Schedule = Literal["cosine", "linear", "constant", "wsd", "wsd-s"]
 TrackerName = Literal["tensorboard", "wandb"]
 ParallelKind = Literal["none", "ddp", "sharded", "fsdp", "torch-ddp", "torch-fsdp2"]
 
 MAX_THREADS = 1024
+
+
+class RunOptions(Protocol):
+    """What the checkpoints and trackers of a run read of its options, whichever loop it is of."""
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+
+    @property
+    def keep_checkpoints(self) -> int:
+        """Newest checkpoints to keep."""
+
+    @property
+    def keep_best(self) -> bool:
+        """Whether the best checkpoint is kept as well."""
+
+    @property
+    def log_every(self) -> int:
+        """Steps between the rows that are shown."""
+
+    @property
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """Where else they are shown."""
+
+    @property
+    def wandb_project(self) -> str:
+        """Project at W&B."""
+
 
 RESUMABLE = frozenset(
     {
@@ -59,10 +88,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         n_files, n_weights = 1 + len(self.mixed_in), len(self.weights)
         fits = n_weights in (0, n_files) and (n_weights == 0 or n_files > 1)
-        _require(fits, "weights", "one number for train and each of mixed_in", self.weights)
+        require(fits, "weights", "one number for train and each of mixed_in", self.weights)
         # Positions that begin anew in a row that is one sequence would tell two tokens alike.
         fits = self.mask_documents or not self.restart_positions
-        _require(fits, "restart_positions", "off without mask_documents", True)
+        require(fits, "restart_positions", "off without mask_documents", True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +123,12 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay"):
-            _require_finite(f"muon.{name}", getattr(self, name))
+            require_finite(f"muon.{name}", getattr(self, name))
         for name in ("momentum", "normuon_beta2"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < 1, f"muon.{name}", "in [0, 1)", value)
+            require(value is None or 0 <= value < 1, f"muon.{name}", "in [0, 1)", value)
         given = self.learning_rate is not None or self.convention != "original"
-        _require(given, "muon.learning_rate", "given with the convention original", None)
+        require(given, "muon.learning_rate", "given with the convention original", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +144,7 @@ class OptimizerConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     schedule: Schedule = "cosine"
-    """From the peak down: half a cosine, a line, flat and then a line, or that several times."""
+    """From the peak: down half a cosine or a line; flat; flat, then a line, or that many times."""
     cooldown_fraction: float | None = None
     """Share of the run, with wsd-s of each stretch, that the line takes; 0.2 unless given."""
     decay_ends: tuple[int, ...] = ()
@@ -141,13 +170,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         names = "learning_rate warmup_steps epsilon weight_decay max_skipped_steps"
         for name in names.split():
-            _require_finite(name, getattr(self, name))
+            require_finite(name, getattr(self, name))
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
-        _require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
+            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
         low = self.min_learning_rate
         fits = low is None or 0 <= low <= self.learning_rate
-        _require(fits, "min_learning_rate", "between 0 and learning_rate", low)
+        require(fits, "min_learning_rate", "between 0 and learning_rate", low)
         self._check_schedule()
         self._check_muon()
 
@@ -155,25 +184,28 @@ class OptimizerConfig:
         share = self.cooldown_fraction
         has_cooldown = self.schedule in ("wsd", "wsd-s")
         fits = share is None or (has_cooldown and 0 <= share <= 1)
-        _require(fits, "cooldown_fraction", "in [0, 1], with schedule wsd or wsd-s", share)
+        require(fits, "cooldown_fraction", "in [0, 1], with schedule wsd or wsd-s", share)
+        fits = self.min_learning_rate is None or self.schedule != "constant"
+        require(fits, "min_learning_rate", "left out with schedule constant", "one")
         fits = not self.decay_ends or self.schedule == "wsd-s"
-        _require(fits, "decay_ends", "left out but with schedule wsd-s", self.decay_ends)
+        require(fits, "decay_ends", "left out but with schedule wsd-s", self.decay_ends)
 
     def _check_muon(self) -> None:
         rules = [parse_group_rule(text) for text in self.groups]
         if self.algorithm == "adamw":
             # An option without effect is a mistake.
             fits = self.muon == MuonConfig() and all(rule.algorithm == "adamw" for rule in rules)
-            _require(fits, "algorithm", "muon where Muon's options or groups are given", "adamw")
+            require(fits, "algorithm", "muon where Muon's options or groups are given", "adamw")
         fits = self.muon.learning_rate is None or self.learning_rate > 0
-        _require(fits, "learning_rate", "positive where muon.learning_rate is given", 0.0)
+        require(fits, "learning_rate", "positive where muon.learning_rate is given", 0.0)
 
     @property
     def resolved_min_learning_rate(self) -> float:
         """The learning rate of the last step."""
         if self.min_learning_rate is not None:
             return self.min_learning_rate
-        return self.learning_rate / 10 if self.schedule == "cosine" else 0.0
+        shares = {"cosine": 0.1, "constant": 1.0}
+        return shares.get(self.schedule, 0.0) * self.learning_rate
 
     @property
     def resolved_cooldown_fraction(self) -> float:
@@ -251,24 +283,24 @@ class TrainConfig:
         )
         for name in [*names.split(), *optional.split()]:
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, "at least 1", value)
-            _require(value is None or value <= MAX_SIZE, name, "below 2^63", value)
-        _require(bool(self.sample_prompts), "sample_prompts", "at least one text", "none")
+            require(value is None or value >= 1, name, "at least 1", value)
+            require(value is None or value <= MAX_SIZE, name, "below 2^63", value)
+        require(bool(self.sample_prompts), "sample_prompts", "at least one text", "none")
         different = len(set(self.trackers)) == len(self.trackers)
-        _require(different, "trackers", "different from each other", ", ".join(self.trackers))
+        require(different, "trackers", "different from each other", ", ".join(self.trackers))
         threads = self.n_threads or 1
-        _require(threads <= MAX_THREADS, "n_threads", f"at most {MAX_THREADS}", threads)
+        require(threads <= MAX_THREADS, "n_threads", f"at most {MAX_THREADS}", threads)
         micro = self.micro_batch_size or self.batch_size
-        _require(self.batch_size % micro == 0, "micro_batch_size", "a divisor of batch_size", micro)
+        require(self.batch_size % micro == 0, "micro_batch_size", "a divisor of batch_size", micro)
         warmup = self.optimizer.warmup_steps
-        _require(warmup <= self.n_steps, "warmup_steps", f"at most n_steps {self.n_steps}", warmup)
-        _require(0 <= self.seed < 2**64, "seed", "in [0, 2^64)", self.seed)
+        require(warmup <= self.n_steps, "warmup_steps", f"at most n_steps {self.n_steps}", warmup)
+        require(0 <= self.seed < 2**64, "seed", "in [0, 2^64)", self.seed)
         cuts_matrices = self.parallel in ("fsdp", "torch-fsdp2")
         fits = not (cuts_matrices and self.optimizer.algorithm == "muon")
         what = "ddp, sharded or torch-ddp with Muon, which needs whole matrices"
-        _require(fits, "parallel", what, self.parallel)
+        require(fits, "parallel", what, self.parallel)
         minutes = self.checkpoint_minutes
-        _require(minutes >= 0, "checkpoint_minutes", "at least 0", minutes)
+        require(minutes >= 0, "checkpoint_minutes", "at least 0", minutes)
         if self.optimizer.schedule in ("wsd", "wsd-s"):
             wsd_s_schedule(
                 0,
@@ -295,11 +327,13 @@ class TrainConfig:
         return self.n_tokens * train_flops_per_token(self.model)
 
 
-def _require_finite(name: str, value: float | None) -> None:
-    _require(value is None or value >= 0, name, "at least 0", value)
-    _require(value is None or value < math.inf, name, "finite", value)
+def require_finite(name: str, value: float | None) -> None:
+    """Refuses an option that is negative or infinite, by a ValueError; None is none."""
+    require(value is None or value >= 0, name, "at least 0", value)
+    require(value is None or value < math.inf, name, "finite", value)
 
 
-def _require(holds: bool, name: str, what: str, value: object) -> None:
+def require(holds: bool, name: str, what: str, value: object) -> None:
+    """Refuses an option that is not `what` it must be, by a ValueError."""
     if not holds:
         raise ValueError(f"{name} must be {what}, got {value}")

@@ -15,6 +15,7 @@ from rslm.terminal import Switch, note, print_fields, progress_bar
 from rslm.train_config import TrainConfig
 
 if TYPE_CHECKING:
+    from rslm.post.setup import PostResult
     from rslm.train import TrainResult
 
 EXIT_INTERRUPTED = 130
@@ -242,23 +243,30 @@ def describe(config: TrainConfig, options: TrainOptions) -> None:
     print_fields(fields)
 
 
-def report(result: "TrainResult") -> int:
-    """Says how the run ended, and what can be done with it; the first process speaks for all."""
+def report(result: "TrainResult | PostResult", command: str = "train", use: str = "sample") -> int:
+    """Says how the run ended, and what can be done with it; the first process speaks for all.
+
+    Args:
+        result: the end.
+        command: that made the run.
+        use: the command to try next.
+    """
     if os.environ.get("RANK", "0") == "0":
-        say_how_it_ended(result)
+        say_how_it_ended(result, command, use)
     if result.reason == "finished":
         return 0
     return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_TERMINATED
 
 
-def say_how_it_ended(result: "TrainResult") -> None:
+def say_how_it_ended(result: "TrainResult | PostResult", command: str, use: str) -> None:
     """Prints the run's end and the next command."""
     losses = {"loss": result.loss, "val_loss": result.val_loss}
     shown = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
-    if result.val_bits_per_byte is not None:
-        shown.append(f"{result.val_bits_per_byte:.4f} bits per byte")
+    bits_per_byte = getattr(result, "val_bits_per_byte", None)
+    if bits_per_byte is not None:
+        shown.append(f"{bits_per_byte:.4f} bits per byte")
     note(", ".join([f"{result.out}: {result.reason} at step {result.step:,}", *shown]))
     if result.reason == "finished":
-        note(f"next: rslm sample {result.out}")
+        note(f"next: rslm {use} {result.out}")
     else:
-        note(f"to go on: rslm train --resume --out {result.out}")
+        note(f"to go on: rslm {command} --resume --out {result.out}")

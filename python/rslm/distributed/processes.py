@@ -58,13 +58,22 @@ class Processes:
         count = n // self.world_size
         return slice(self.rank * count, (self.rank + 1) * count)
 
+    def part_of(self, n: int) -> slice:
+        """The contiguous part of n items that is this process's; parts differ by one at most."""
+        bounds = [n * rank // self.world_size for rank in (self.rank, self.rank + 1)]
+        return slice(*bounds)
+
     def mean(self, x: Tensor) -> Tensor:
         """The mean of a tensor over the processes; the tensor itself where there is one."""
+        return x if self.world_size == 1 else self.total(x).div_(self.world_size)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over the processes; the tensor itself where there is one."""
         if self.world_size == 1:
             return x
         total = x.clone()
         dist.all_reduce(total)
-        return total.div_(self.world_size)
+        return total
 
     def gather(self, x: Tensor) -> Tensor:
         """The tensors of all processes, of one shape, stacked in order of rank."""
@@ -74,6 +83,17 @@ class Processes:
         # One after the other along the first dimension is the form that all backends know.
         dist.all_gather_into_tensor(gathered.flatten(), x.flatten())
         return gathered
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """The bytes of all processes, in order of rank; through the CPU."""
+        if self.world_size == 1:
+            return [data]
+        sizes = self.gather(torch.tensor([len(data)])).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        if data:  # A buffer of nothing is refused.
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        gathered = self.gather(padded)
+        return [bytes(row[:size].numpy()) for row, size in zip(gathered, sizes, strict=True)]
 
     def largest(self, number: int) -> int:
         """The largest of the processes' numbers; on the CPU, so no device is waited for."""

@@ -1,0 +1,54 @@
+"""`rslm sft`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rslm.commands.tokenizer import require_files
+from rslm.commands.train import report, value_of
+from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.post.sft_config import SftConfig
+from rslm.terminal import Switch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftOptions:
+    """Train a model to answer: rslm sft BASE --data chats.jsonl --out RUN."""
+
+    config: Path | None = None
+    """TOML file of options; flags win over it."""
+    resume: Switch = False
+    """Go on with the run in --out; its options need not be repeated."""
+    print_config: Switch = False
+    """Print the resolved options as TOML and do nothing else."""
+    run: Annotated[SftConfig, tyro.conf.arg(name="")] = field()
+
+
+def defaults(arguments: Sequence[str]) -> Record:
+    """What a file and, at a resumption, the run folder say before the flags do."""
+    record = read_sources(SftConfig, arguments)
+    out = value_of("--out", arguments) or record.get("out")
+    source = Path(out or "") / "config.toml"
+    if "--resume" in arguments and out is not None and source.exists():
+        of_run = check_record(SftConfig, read_toml(source), str(source))
+        record = merge_records(of_run, record)
+    elif value_of("--n-steps", arguments) and value_of("--n-epochs", arguments):
+        raise ValueError("give --n-steps or --n-epochs, not both")
+    return {"run": record}
+
+
+def sft(options: SftOptions) -> int:
+    """Trains, and says how it ended."""
+    if options.print_config:
+        if os.environ.get("RANK", "0") == "0":
+            print(to_toml(options.run), end="")
+        return 0
+    from rslm.post.sft import sft as run_training
+
+    if not options.resume:
+        require_files([*options.run.data, *options.run.valid])
+    return report(run_training(options.run, resume=options.resume), "sft", "chat")
