@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
-EXTRAS := train,data,ray,sweep,serve,export,report,dev
+EXTRAS := train,data,ray,sweep,serve,export,report,post,dev
 ARGS ?=
 # Processes that run the tests, each file in one of them; 0 runs all in one, for a debugger.
 JOBS ?= 2

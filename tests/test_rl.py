@@ -12,7 +12,7 @@ import torch
 from rl_runs import make_base, make_task, outcome, rl_config, timeless_rows, weights_of
 from servers import running
 
-from rslm.checkpoint import read_safetensors
+from rslm.checkpoint import read_safetensors, weights_hash
 from rslm.evaluate.example import Grade
 from rslm.infer.engine import EngineOptions
 from rslm.infer.load import find_models, load_run
@@ -21,7 +21,7 @@ from rslm.post import rl, rl_update
 from rslm.post.rl_config import RlConfig, RlOptimizerConfig
 from rslm.post.rl_presets import PRESETS
 from rslm.post.rl_rollouts import rollouts_file
-from rslm.post.rollout import read_rollouts, weights_hash
+from rslm.post.rollout import read_rollouts
 from rslm.post.rollout_native import NativeSampler
 from rslm.run_folder import read_metrics
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rslm import FormatError
+from rslm.checkpoint import weights_hash
 from rslm.post.rollout import (
     Rollout,
     SampleRequest,
@@ -24,7 +25,6 @@ from rslm.post.rollout import (
     read_rollouts,
     sampling_seed,
     truncated_fraction,
-    weights_hash,
     write_rollouts,
 )
 

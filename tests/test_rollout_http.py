@@ -15,11 +15,12 @@ from engines import END, TOKENIZER, tiny_model
 from servers import Running, running
 from test_rollout_native import requests, scored
 
+from rslm.checkpoint import weights_hash
 from rslm.infer.engine import Engine, EngineOptions
 from rslm.infer.load import find_models
 from rslm.infer.service import LoadedModel
 from rslm.infer.serving import model_loader
-from rslm.post.rollout import Rollout, SampleRequest, weights_hash
+from rslm.post.rollout import Rollout, SampleRequest
 from rslm.post.rollout_http import HttpSampler, publish_model_folder
 from rslm.post.rollout_native import NativeSampler
 

@@ -40,6 +40,8 @@ EXTRAS = {
     "uvicorn": "serve",
     "gguf": "export",
     "plotly": "report",
+    "sympy": "post",
+    "lm_eval": "lm-eval",
 }
 """Extras that bring packages; all others come with `train`."""
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows does not define

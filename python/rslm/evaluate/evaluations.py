@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from rslm.checkpoint import weights_hash
 from rslm.config import to_record
 from rslm.environment import describe_environment, versions
 from rslm.errors import FormatError
@@ -17,19 +16,6 @@ from rslm.model import Transformer
 from rslm.tokenizer import Tokenizer
 
 FOLDER = "evaluations"
-
-
-def weights_hash(model: Transformer) -> str:
-    """A hash of the bytes of all parameters with their names, shapes and dtypes.
-
-    It costs a pass over them, on the host: about a second for each gigabyte.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.named_parameters():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        whole = tensor.detach().cpu().contiguous().flatten()
-        digest.update(whole.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def digest(thing: object) -> str:

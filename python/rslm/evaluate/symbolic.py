@@ -90,7 +90,7 @@ def _limit_wait(connection: socket.socket, deadline: float) -> None:
 
 def _sympy() -> Any:
     """SymPy, loaded only in the worker."""
-    import sympy  # type: ignore[import-untyped]
+    import sympy
 
     return sympy
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
 
-from rslm.checkpoint import read_safetensors
+from rslm.checkpoint import read_safetensors, weights_hash
 from rslm.errors import FormatError
 from rslm.files import write_atomically
 from rslm.model import Transformer
@@ -18,7 +18,6 @@ from rslm.post.dpo_config import DpoConfig
 from rslm.post.log_probs import label_log_probs
 from rslm.post.pairs import Pair, pairs_hash
 from rslm.post.preferences import PreferenceLoss, preference_loss
-from rslm.post.rollout import weights_hash
 from rslm.post.rows import make_rows
 from rslm.post.setup import Start
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from rslm.checkpoint import weights_hash
 from rslm.errors import FormatError
 from rslm.evaluate.prompts import build_prompt
 from rslm.evaluate.tasks import Task
@@ -39,7 +40,7 @@ from rslm.post.rl_update import (
     make_experience,
     make_updates,
 )
-from rslm.post.rollout import Sampler, weights_hash
+from rslm.post.rollout import Sampler
 from rslm.post.rollout_http import HttpSampler, publish_model_folder
 from rslm.post.rollout_native import NativeSampler
 from rslm.post.setup import PostResult, Run, Start, open_run, open_start

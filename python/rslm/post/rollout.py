@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, NoReturn, Protocol
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from rslm.errors import FormatError, one_line
 from rslm.files import write_atomically
@@ -120,19 +120,6 @@ def sampling_seed(run_seed: int, step: int, prompt_id: int, sample_index: int) -
             f"{run_seed!r:.80}, {step!r:.80}, {prompt_id!r:.80} and {sample_index!r:.80}"
         ) from None
     return int.from_bytes(hashlib.blake2b(counter, digest_size=8).digest(), "little") >> 11
-
-
-def weights_hash(model: nn.Module) -> str:
-    """A hash of the bytes of all parameters with their names, shapes and dtypes.
-
-    It costs a pass over them, on the host: about a second for each gigabyte.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.named_parameters():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        whole = tensor.detach().cpu().contiguous().flatten()
-        digest.update(whole.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from rslm.chat import END_TOKENS, FormatName
-from rslm.checkpoint import model_tensors
+from rslm.checkpoint import model_tensors, weights_hash
 from rslm.infer.model_folder import ModelFolderConfig, write_model_folder
 from rslm.infer.stopping import StoppedText
 from rslm.model import Transformer
 from rslm.post.http_exchange import Exchange
-from rslm.post.rollout import FinishReason, Rollout, SampleRequest, weights_hash
+from rslm.post.rollout import FinishReason, Rollout, SampleRequest
 from rslm.tokenizer import Tokenizer
 
 _BYTES, _BYTES_PER_TOKEN = 1 << 20, 4096

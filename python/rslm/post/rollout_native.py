@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from rslm.checkpoint import weights_hash
 from rslm.infer.engine import Engine
 from rslm.infer.options import EngineOptions, PromptLookup
 from rslm.infer.parameters import Completion, SamplingParameters
 from rslm.model import Transformer
-from rslm.post.rollout import Rollout, SampleRequest, weights_hash
+from rslm.post.rollout import Rollout, SampleRequest
 from rslm.tokenizer import Tokenizer
 
 _STEP_TOKENS = 4096
