@@ -14,6 +14,25 @@ use super::{
 };
 use crate::Result;
 
+/// Is this a process that runs the one test? If not, the test is run in such a one.
+///
+/// A fork of a process whose other threads run tests can find a lock taken, and wait for ever.
+fn alone(test: &str) -> bool {
+    const MARK: &str = "RSLM_SANDBOX_TEST";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let status = Command::new(std::env::current_exe().expect("the name of the tests"))
+        .args(["--exact", "--nocapture", "--quiet", "--test-threads=1"])
+        .arg(format!("sandbox::tests::{test}"))
+        .env(MARK, "1")
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("the tests can be started again");
+    assert!(status.success(), "see the messages above");
+    false
+}
+
 /// Runs a check in a fork of this process and fails where it panics; where the wall itself cannot
 /// be raised, the check is skipped, which is said.
 fn in_child(raise: impl FnOnce() -> Result<()>, check: impl FnOnce()) {
@@ -85,6 +104,9 @@ fn folder(name: &str) -> PathBuf {
 
 #[test]
 fn landlock_leaves_only_what_it_is_told() {
+    if !alone("landlock_leaves_only_what_it_is_told") {
+        return;
+    }
     let (shown, inside, outside) = (folder("shown"), folder("inside"), folder("outside"));
     let secret = outside.join("secret");
     fs::write(&secret, "42").expect("a file");
@@ -159,6 +181,9 @@ fn truncate(path: &Path) -> std::io::Result<()> {
 
 #[test]
 fn seccomp_denies_what_is_not_on_its_list() {
+    if !alone("seccomp_denies_what_is_not_on_its_list") {
+        return;
+    }
     let raise = || {
         give_up_privileges(false)?;
         restrict_calls(None)
@@ -256,6 +281,9 @@ fn seccomp_denies_what_is_not_on_its_list() {
 
 #[test]
 fn seccomp_leaves_the_judge_its_child() {
+    if !alone("seccomp_leaves_the_judge_its_child") {
+        return;
+    }
     let child = fork();
     if child == 0 {
         loop {
@@ -281,6 +309,9 @@ fn seccomp_leaves_the_judge_its_child() {
 
 #[test]
 fn namespaces_hold_nothing_of_the_system() {
+    if !alone("namespaces_hold_nothing_of_the_system") {
+        return;
+    }
     const SIZE: usize = 1 << 20;
     let (hidden, shown) = (folder("hidden"), folder("shown-there"));
     fs::write(shown.join("text"), "43").expect("a file");
@@ -335,6 +366,9 @@ fn namespaces_hold_nothing_of_the_system() {
 
 #[test]
 fn namespaces_end_every_process_with_the_first() {
+    if !alone("namespaces_end_every_process_with_the_first") {
+        return;
+    }
     in_child(
         || enter_namespaces(&[], 1 << 20),
         || {
@@ -365,6 +399,9 @@ fn namespaces_end_every_process_with_the_first() {
 
 #[test]
 fn limits_hold() {
+    if !alone("limits_hold") {
+        return;
+    }
     let limits = Limits {
         memory_bytes: 4 << 30,
         cpu_seconds: 1000,
@@ -391,6 +428,9 @@ fn limits_hold() {
 
 #[test]
 fn privileges_are_gone_for_good() {
+    if !alone("privileges_are_gone_for_good") {
+        return;
+    }
     in_child(
         || give_up_privileges(true),
         || {
@@ -408,6 +448,9 @@ fn privileges_are_gone_for_good() {
 
 #[test]
 fn a_refusal_is_a_sentence() {
+    if !alone("a_refusal_is_a_sentence") {
+        return;
+    }
     // The filter's own call is not on its list, so a second filter is refused.
     let raise = || {
         give_up_privileges(false)?;
