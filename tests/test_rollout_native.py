@@ -13,6 +13,7 @@ from engines import END, TOKENIZER, tiny_model
 from processes import run_processes
 from torch import Tensor
 
+from rslm.checkpoint import weights_hash
 from rslm.model import Transformer
 from rslm.post.log_probs import label_log_probs
 from rslm.post.rollout import (
@@ -21,7 +22,6 @@ from rslm.post.rollout import (
     count_flips,
     measure_mismatch,
     read_rollouts,
-    weights_hash,
     write_rollouts,
 )
 from rslm.post.rollout_native import NativeSampler
