@@ -286,9 +286,8 @@ fn seccomp_leaves_the_judge_its_child() {
     }
     let child = fork();
     if child == 0 {
-        loop {
-            std::thread::sleep(std::time::Duration::from_mins(1));
-        }
+        std::thread::sleep(std::time::Duration::from_mins(1));
+        exit(0);
     }
     // The child of this test is not the child of the fork, which can only signal it.
     let raise = || {
@@ -307,12 +306,14 @@ fn seccomp_leaves_the_judge_its_child() {
     wait_for(child);
 }
 
+/// Of the private folder.
+const SIZE: usize = 1 << 20;
+
 #[test]
 fn namespaces_hold_nothing_of_the_system() {
     if !alone("namespaces_hold_nothing_of_the_system") {
         return;
     }
-    const SIZE: usize = 1 << 20;
     let (hidden, shown) = (folder("hidden"), folder("shown-there"));
     fs::write(shown.join("text"), "43").expect("a file");
     let readable = [
