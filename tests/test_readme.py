@@ -19,6 +19,9 @@ BLOCK = re.compile(
 )
 # A reader's minutes are a test's seconds. Each left side stands in the README.
 SMALLER = {
+    "--n-steps 200": "--n-steps 3",
+    "--n-steps 100": "--n-steps 2 --prompts-per-step 4 --n-evaluation-prompts 4 --max-new-tokens 8",
+    "--max-examples 100": "--max-examples 4 --max-new-tokens 8",
     "--n-steps 120": "--n-steps 3 --optimizer.warmup-steps 1 --model.context-length 32",
     "--n-steps 500": "--n-steps 3 --optimizer.warmup-steps 1 --model.context-length 32",
 }
