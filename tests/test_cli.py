@@ -702,11 +702,13 @@ def test_train_prints_its_config_as_toml(
     assert not Path("x").exists()
 
 
-@pytest.mark.parametrize("preset", ["demo", "tinystories", "tinystories-cpu", "openwebtext"])
+@pytest.mark.parametrize(
+    "preset", ["demo", "demo-full", "tinystories", "tinystories-cpu", "openwebtext"]
+)
 def test_presets_are_good_configs(rslm: Rslm, tmp_path: Path, preset: str) -> None:
     outcome = rslm(f"train --preset {preset} --out {tmp_path / 'x'} --data.train t --print-config")
     assert (outcome.code, outcome.err) == (0, "")
-    vocab_size = {"demo": 4096, "openwebtext": 32_000}.get(preset, 10_000)
+    vocab_size = {"demo": 4096, "demo-full": 1024, "openwebtext": 32_000}.get(preset, 10_000)
     assert tomllib.loads(outcome.out)["model"]["vocab_size"] == vocab_size
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rslm import demo
 from rslm.cli import main
 from rslm.data.local import END_OF_TEXT
+from rslm.demo import chain as demo
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ LAYERS = [
     ["infer.*", "plan_tables"],
     ["evaluate.*", "coord_check", "runs", "step_speed", "doctor.*", "profiling.*"],
     ["train", "gpu_check.*", "experiment.*", "post.*"],
-    ["cli", "commands.*", "demo"],
+    ["cli", "commands.*", "demo.*"],
 ]
 # The package's face and what `python -m` runs stand outside the layers; nothing imports them.
 FACE = {
@@ -59,7 +59,7 @@ FACE = {
     "gpu_check.__main__": ["cli", "process"],
 }
 # These load their imports inside the functions that need them, so they may name anything below.
-LAZY = ["cli", "commands.*", "demo"]
+LAZY = ["cli", "commands.*", "demo", "demo.chain", "demo.full", "demo.text"]
 # These run where torch is not installed.
 TORCH_FREE = [
     *["allocator", "errors", "files", "process", "progress", "token_file_format", "_rslm"],

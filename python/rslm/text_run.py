@@ -13,7 +13,7 @@ from pathlib import Path
 from rslm.config import to_toml
 from rslm.files import END_OF_TEXT, write_atomically
 from rslm.tokenizer import Tokenizer
-from rslm.train_config import DataConfig, TrainConfig
+from rslm.train_config import TrainConfig
 
 Progress = bool | Callable[[int, int, str], None] | None
 
@@ -38,8 +38,8 @@ def begin(config: TrainConfig, *, validates: bool, resume: bool) -> TrainConfig:
         ValueError: an option has no UTF-8.
     """
     tokens = config.out / "tokens"
-    data = DataConfig(train=tokens / "train", valid=tokens / "valid" if validates else None)
-    config = replace(config, data=data)
+    valid = tokens / "valid" if validates else None
+    config = replace(config, data=replace(config.data, train=tokens / "train", valid=valid))
     require_free(config.out, resume=resume)
     toml = to_toml(config).encode()
     config.out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,10 @@ def make_token_files(
     train_files: Sequence[Path],
     valid_files: Sequence[Path],
     *,
+    mixed_files: Sequence[Path] = (),
     tokenizer_file: Path | None = None,
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    pattern: str = "gpt2",
     progress: Progress = None,
 ) -> Tokenizer:
     """Makes what is missing of tokenizer and token files; returns the tokenizer.
@@ -62,7 +65,10 @@ def make_token_files(
         config: as `begin` returned it; a tokenizer of `config.model.vocab_size` is trained.
         train_files: UTF-8 text to train both tokenizer and model on.
         valid_files: UTF-8 text to validate on.
+        mixed_files: UTF-8 text of the first token files in `config.data.mixed_in`.
         tokenizer_file: use this tokenizer instead of training one.
+        special_tokens: of a tokenizer to train.
+        pattern: of a tokenizer to train.
         progress: as for `Tokenizer.train`.
     """
     own = config.out / "tokenizer.json"
@@ -75,13 +81,20 @@ def make_token_files(
         tokenizer = Tokenizer.train(
             list(train_files),
             vocab_size,
-            [END_OF_TEXT],
+            special_tokens,
+            pattern=pattern,
             n_threads=config.n_threads,
             progress=progress,
         )
     if not own.exists():
         tokenizer.save(own)
-    for folder, files in ((config.data.train, train_files), (config.data.valid, valid_files)):
+    # Token files may be mixed in that are there already.
+    mixed = [(config.data.mixed_in[i], [file]) for i, file in enumerate(mixed_files)]
+    for folder, files in (
+        (config.data.train, train_files),
+        (config.data.valid, valid_files),
+        *mixed,
+    ):
         if folder is not None and (folder / "manifest.json").exists():
             require_same_text(folder, files)
         elif folder is not None:

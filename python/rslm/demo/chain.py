@@ -5,12 +5,9 @@ token files are written, a small Transformer is trained, and what it learned is 
 in bits per byte of the held-out text beside two compressors.
 """
 
-import gzip
 import json
-import lzma
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +20,16 @@ from rslm.terminal import Switch, download_bar, note, progress_bar
 from rslm.train_config import Precision, TrainConfig
 
 if TYPE_CHECKING:
-    from rslm.model import Transformer
     from rslm.tokenizer import Tokenizer
+    from rslm.train import TrainResult
 
 # Beyond this a corpus is cut: minutes of training see a few million tokens only, and the
 # compressors, too, take their time.
 MAX_CORPUS_BYTES = 64 << 20
 DOWNLOADED = ("tinystories", "openwebtext")
 MEMORY = "demo.json"
+BASE = "base"
+"""Below the folder of a full demo: the run that its model comes from."""
 EXIT_CODES = {"finished": 0, "interrupted": 130, "terminated": EXIT_TERMINATED}
 
 
@@ -53,6 +52,8 @@ class DemoOptions:
     """Optimizer updates instead of the preset's: fewer for a glance, more for a better model."""
     vocab_size: int | None = None
     """Size of the tokenizer instead of the preset's."""
+    full: Switch = False
+    """Go on to chats, preferences and rewards, and compare the models: less than 20 minutes."""
     seed: int = 0
     """Seed of weights, data order and samples."""
     n_threads: int | None = None
@@ -61,31 +62,19 @@ class DemoOptions:
 
 def demo(options: DemoOptions) -> int:
     """Runs the whole chain; every finished part of a demo that was stopped is kept."""
-    from rslm.infer.load import load_run
-    from rslm.text_run import begin, make_token_files, require_free
-    from rslm.train import train
-
     options = recall(options)
-    config = run_config(options)
-    require_free(config.out, resume=options.resume)
-    train_file, valid_file = find_text(options, config.out)
-    split = None if valid_file.exists() else read_split(options.corpus, MAX_CORPUS_BYTES)
-    with removed_if_refused(config.out, unless="metrics.jsonl"):
-        config = begin(config, validates=True, resume=options.resume)
-        remember(options, config.out)
-        note(f"1  text: {describe_corpus(options)}")
-        if split is not None:
-            write_split(split, train_file, valid_file)
-        sizes = [file.stat().st_size / 1e6 for file in (train_file, valid_file)]
-        note(f"   {sizes[0]:,.2f} MB to learn from, {sizes[1]:,.2f} MB held out")
-        note(f"2  tokenizer and token files, in {config.out}")
-        tokenizer = make_token_files(config, [train_file], [valid_file], progress=progress_bar())
-        note(f"   {compare_lengths(tokenizer, valid_file)}")
-        note(f"3  training, {config.n_steps:,} steps in {config.precision}")
-        result = train(config, resume=True)
+    if options.full:
+        from rslm.demo.full import demo_full
+
+        return demo_full(options)
+    from rslm.demo.summary import beginnings, print_sample, print_scores, summarise
+    from rslm.infer.load import load_run
+
+    out = run_folder(options)
+    config, result = pretrain(options, run_config(options, out), out)
     if result.reason != "finished":
-        note(f"{result.reason}; to go on: rslm demo --resume --out {config.out}")
-        return EXIT_CODES[result.reason]
+        return stopped(result.reason, out)
+    valid_file = find_text(options, out)[1]
     note("4  the held-out text, in bits per byte (lower is better)")
     model, tokenizer = load_run(config.out)
     summary = summarise(config, model, tokenizer, valid_file, result.elapsed_seconds)
@@ -95,6 +84,65 @@ def demo(options: DemoOptions) -> int:
         print_sample(model, tokenizer, prompt, config.n_sample_tokens, config.seed + number)
     print_next_steps(config, options)
     return 0
+
+
+def pretrain(
+    options: DemoOptions,
+    config: TrainConfig,
+    out: Path,
+    *,
+    special_tokens: Sequence[str] = (END_OF_TEXT,),
+    pattern: str = "gpt2",
+    mixed_in: Callable[[], Sequence[str]] | None = None,
+) -> "tuple[TrainConfig, TrainResult]":
+    """Text, tokenizer, token files and training: the first three parts of either demo.
+
+    Args:
+        options: of the demo; they are kept in `out`.
+        config: of the run, whose folder is `out` or below it.
+        out: the demo's folder.
+        special_tokens: of the tokenizer.
+        pattern: of the tokenizer.
+        mixed_in: makes the documents of the token file that `config.data.mixed_in` names.
+    """
+    from rslm.text_run import begin, make_token_files, require_free
+    from rslm.train import train
+
+    require_free(out, resume=options.resume)
+    train_file, valid_file = find_text(options, config.out)
+    mixed_files = [config.out / "text" / "mixed_in.txt"] if mixed_in is not None else []
+    split = None if valid_file.exists() else read_split(options.corpus, MAX_CORPUS_BYTES)
+    metrics = (config.out / "metrics.jsonl").relative_to(out)
+    with removed_if_refused(out, unless=str(metrics)):
+        config = begin(config, validates=True, resume=options.resume)
+        remember(options, out)
+        note(f"1  text: {describe_corpus(options)}")
+        for file in mixed_files:
+            if not file.exists() and mixed_in is not None:
+                write_documents(mixed_in(), file)
+        if split is not None:
+            write_split(split, train_file, valid_file)
+        sizes = [file.stat().st_size / 1e6 for file in (train_file, valid_file)]
+        note(f"   {sizes[0]:,.2f} MB to learn from, {sizes[1]:,.2f} MB held out")
+        note(f"2  tokenizer and token files, in {config.out}")
+        tokenizer = make_token_files(
+            config,
+            [train_file],
+            [valid_file],
+            mixed_files=mixed_files,
+            special_tokens=special_tokens,
+            pattern=pattern,
+            progress=progress_bar(),
+        )
+        note(f"   {compare_lengths(tokenizer, valid_file)}")
+        note(f"3  training, {config.n_steps:,} steps in {config.precision}")
+        return config, train(config, resume=True)
+
+
+def stopped(reason: str, out: Path) -> int:
+    """Says how to go on, and returns the exit code."""
+    note(f"{reason}; to go on: rslm demo --resume --out {out}")
+    return EXIT_CODES[reason]
 
 
 def recall(options: DemoOptions) -> DemoOptions:
@@ -110,12 +158,12 @@ def recall(options: DemoOptions) -> DemoOptions:
         return options
     if not file.exists():
         # A demo that was stopped at its first file has this one and nothing else.
-        if any(path.name != "config.toml" for path in folder.iterdir()):
+        if any(path.name not in ("config.toml", BASE) for path in folder.iterdir()):
             raise ValueError(
                 f"{folder} must be the folder of a demo, and has no {MEMORY}\n"
                 f"to go on with a run: rslm train --resume --out {folder}"
             )
-        return options
+        return replace(options, full=options.full or (folder / BASE).exists())
     record = json.loads(file.read_text())
     kept = from_record(DemoOptions, record, str(file))
     for name in record:
@@ -134,14 +182,13 @@ def remember(options: DemoOptions, out: Path) -> None:
     write_atomically(out / MEMORY, json.dumps(record).encode())
 
 
-def run_config(options: DemoOptions) -> TrainConfig:
-    """The preset with the options in it, or the config of the demo to go on with."""
-    out = run_folder(options)
+def run_config(options: DemoOptions, out: Path, preset: str | None = None) -> TrainConfig:
+    """The preset with the options in it, or the config of the run in `out` to go on with."""
     if options.resume and (out / "config.toml").exists():
         config = read_config(TrainConfig, out / "config.toml")
         return replace(config, out=out, n_threads=options.n_threads)
     record = {"out": str(out), "data": {"train": str(out)}, "seed": options.seed}
-    config = from_record(TrainConfig, merge_records(read_preset(options.preset), record))
+    config = from_record(TrainConfig, merge_records(read_preset(preset or options.preset), record))
     given = options.vocab_size
     size = config.model.vocab_size if given is None else given
     n_steps = config.n_steps if options.n_steps is None else options.n_steps
@@ -157,10 +204,13 @@ def run_config(options: DemoOptions) -> TrainConfig:
 
 
 def run_folder(options: DemoOptions) -> Path:
-    """The folder asked for; else the first free runs/demo-N, or the last used one to resume."""
+    """The folder asked for; else the first free runs/demo-N, or the last used one to resume.
+
+    Full demos have the name demo-full there.
+    """
     if options.out is not None:
         return options.out
-    name, n = Path("runs/demo"), 1
+    name, n = Path("runs/demo-full" if options.full else "runs/demo"), 1
     numbered = [name]
     while numbered[-1].exists():
         n += 1
@@ -220,11 +270,16 @@ def find_text(options: DemoOptions, out: Path) -> tuple[Path, Path]:
 
 def write_split(split: Split, train_file: Path, valid_file: Path) -> None:
     """Writes both texts; the held-out one last, so where that exists both are complete."""
-    train_file.parent.mkdir(exist_ok=True)
-    write_atomically(train_file, END_OF_TEXT.join(split.train).encode())
-    write_atomically(valid_file, END_OF_TEXT.join(split.valid).encode())
+    write_documents(split.train, train_file)
+    write_documents(split.valid, valid_file)
     if split.n_skipped:
         note(f"   {split.n_skipped:,} files left out: no UTF-8 text")
+
+
+def write_documents(documents: Sequence[str], file: Path) -> None:
+    """Writes documents with an end of text between them."""
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, END_OF_TEXT.join(documents).encode())
 
 
 def compare_lengths(tokenizer: "Tokenizer", valid_file: Path) -> str:
@@ -232,112 +287,6 @@ def compare_lengths(tokenizer: "Tokenizer", valid_file: Path) -> str:
     text = valid_file.read_bytes()[: 1 << 20].decode(errors="ignore")
     n_bytes, n_tokens = len(text.encode()), tokenizer.count(text)
     return f"{tokenizer.vocab_size:,} tokens, each {n_bytes / n_tokens:.2f} bytes of held-out text"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a demo reached; the bits per byte are those of the held-out text."""
-
-    n_parameters: int
-    n_tokens: int
-    training_seconds: float
-    n_valid_bytes: int
-    bits_per_byte: dict[str, float]
-
-
-def summarise(
-    config: TrainConfig,
-    model: "Transformer",
-    tokenizer: "Tokenizer",
-    valid_file: Path,
-    seconds: float,
-) -> Summary:
-    """Scores the model and the compressors on the same text, and keeps the result.
-
-    The compressors get all held-out documents as one stream, without anything between them.
-    The model is charged for the end-of-text tokens as well, though they stand for no byte: what
-    doubt there is about the borders of documents goes against the model.
-    """
-    from rslm.architecture import n_parameters
-
-    text = valid_file.read_bytes().replace(END_OF_TEXT.encode(), b"")
-    summary = Summary(
-        n_parameters=n_parameters(model.config),
-        n_tokens=config.n_steps * config.batch_size * config.model.context_length,
-        training_seconds=seconds,
-        n_valid_bytes=len(text),
-        bits_per_byte={
-            "rslm": model_score(model, tokenizer, config),
-            "gzip -9": 8 * len(gzip.compress(text, 9)) / len(text),
-            "xz -9": 8 * len(lzma.compress(text, preset=9)) / len(text),
-        },
-    )
-    write_atomically(
-        config.out / "summary.json", json.dumps(vars(summary), indent=2).encode() + b"\n"
-    )
-    return summary
-
-
-def model_score(model: "Transformer", tokenizer: "Tokenizer", config: TrainConfig) -> float:
-    """The model's bits per byte on the whole held-out token file."""
-    import torch
-
-    from rslm.evaluate.loss import evaluate_loss
-    from rslm.token_file import TokenFile
-
-    assert config.data.valid is not None
-    evaluation = evaluate_loss(
-        model,
-        TokenFile.open(config.data.valid, tokenizer=tokenizer),
-        batch_size=16,
-        token_byte_lengths=tokenizer.token_byte_lengths,
-        autocast_dtype=torch.bfloat16 if config.precision == "bfloat16" else None,
-    )
-    assert evaluation is not None
-    return evaluation.bits_per_byte or math.nan
-
-
-def print_scores(summary: Summary) -> None:
-    """Prints a bar for each score."""
-    longest = max(summary.bits_per_byte.values())
-    for name, score in summary.bits_per_byte.items():
-        bar = "█" * round(40 * score / longest)
-        print(f"   {name:<8} {score:6.3f}  {bar}")
-    change = 1 - summary.bits_per_byte["rslm"] / summary.bits_per_byte["gzip -9"]
-    print(f"   {abs(change):.0%} {'fewer' if change > 0 else 'more'} bits than gzip", flush=True)
-
-
-def print_sample(
-    model: "Transformer", tokenizer: "Tokenizer", prompt: str, n_tokens: int, seed: int
-) -> None:
-    """Prints a new document, or a prompt with its continuation, as it is drawn."""
-    from rslm.infer.load import end_ids
-    from rslm.infer.sampler import generate_text
-
-    end = tokenizer.end_of_text
-    assert end is not None
-    print(f"\n--- {f'continuing {prompt!r}' if prompt else 'a new document'}\n{prompt}", end="")
-    pieces = generate_text(
-        model,
-        [end, *tokenizer.encode(prompt)],
-        tokenizer.stream_decoder(),
-        max_new_tokens=n_tokens,
-        temperature=0.7,
-        stop_token_ids=end_ids(model, tokenizer),
-        seed=seed,
-    )
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print(flush=True)
-
-
-def beginnings(valid_file: Path, n: int) -> Sequence[str]:
-    """The first lines of some held-out documents, cut at a word."""
-    documents = valid_file.read_bytes()[: 8 << 20].decode(errors="ignore").split(END_OF_TEXT)
-    chosen = documents[:: max(1, len(documents) // n)][:n]
-    return [
-        document.strip()[:60].rpartition(" ")[0] or document.strip()[:60] for document in chosen
-    ]
 
 
 def print_next_steps(config: TrainConfig, options: DemoOptions) -> None:
@@ -352,6 +301,7 @@ def print_next_steps(config: TrainConfig, options: DemoOptions) -> None:
         f"  rslm tokenizer info {out / 'tokenizer.json'}\n"
         f"  rslm tokens show {out / 'tokens' / 'valid'} --document 1\n"
         f"  {longer}    four times as long\n"
+        "  rslm demo --full    on to chats, preferences and rewards\n"
         "  rslm demo --corpus FILE_OR_FOLDER    your own text\n"
         "  rslm demo --preset tinystories       children's stories; best with a GPU"
     )
