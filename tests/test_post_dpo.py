@@ -72,7 +72,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, "write_loss_curve", lambda *_: None)
 
 
-def stop_after(step: int, config: DpoConfig) -> None:
+def stop_after(step: int, config: DpoConfig, *, resume: bool = False) -> None:
     """Trains until a signal comes after some updates."""
     note = dpo.note_update
 
@@ -83,7 +83,7 @@ def stop_after(step: int, config: DpoConfig) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dpo, "note_update", note_update)
-        result = dpo.train(config)
+        result = dpo.train(config, resume=resume)
     assert (result.reason, result.step) == ("terminated", step)
 
 
@@ -316,6 +316,26 @@ def test_checkpoint_of_the_best_accuracy_is_kept(make: Make, monkeypatch: pytest
     newest, _ = newest_checkpoint(config.out / "checkpoints")
     assert newest is not None
     assert newest.name == "step_00000005"
+
+
+def test_checkpoint_of_the_best_accuracy_outlives_a_resumption(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
+    # The loss is lowest elsewhere, and once not a number.
+    scores = {0: 0.5, 2: 0.9, 4: 0.7, 6: 0.8, 8: 0.6, 10: 0.6}
+    losses = {0: 0.7, 2: 0.5, 4: 0.4, 6: float("nan"), 8: 0.4, 10: 0.4}
+
+    def validate(run: Any, data: Any) -> Any:
+        return losses[run.step], {"val_accuracy": scores[run.step], "val_margin": 0.0}
+
+    monkeypatch.setattr(dpo, "validate", validate)
+    config = make(keep_checkpoints=2, n_steps=10, n_epochs=4)
+    stop_after(5, config)
+    stop_after(7, config, resume=True)
+    dpo.train(config, resume=True)
+    best = config.out / "checkpoints" / "best"
+    assert best.resolve().name == "step_00000002"
+    assert (best / "model.safetensors").is_file()
 
 
 def test_rollouts_are_pairs(make: Make, tmp_path: Path):

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rslm.batches import counter_seed
+from rslm.checkpoint import step_folder
 from rslm.post.dpo_config import REFERENCE_FREE, RESUMABLE, DpoConfig
 from rslm.post.dpo_scores import (
     MEASURES,
@@ -43,6 +44,7 @@ from rslm.post.update import (
     save_run,
     weighted_update,
 )
+from rslm.run_checkpoints import NO_BEST, Best
 from rslm.run_folder import Row, read_metrics
 
 SHOWN = {
@@ -134,7 +136,7 @@ def train(
             if data.n_valid and (run.step == 0 or is_due(run, validate_every)):
                 with run.clock.away(), run.display.doing("validating"):
                     val_loss, measured = validate(run, data)
-                score = (measured["val_accuracy"], -val_loss)
+                score = score_of({**measured, "val_loss": val_loss})
                 is_best = run.step > 0 and score > best
                 note_validation(run, val_loss, is_best=is_best, **measured)
                 best = max(best, score)
@@ -264,7 +266,22 @@ def means(run: Run[DpoConfig], sums: Tensor, n: int, *, names: Sequence[str] = M
 
 
 def best_so_far(run: Run[DpoConfig]) -> tuple[float, float]:
-    """Accuracy and negative loss of the best validation so far, that of the base among them."""
-    rows = read_metrics(run.config.out / "metrics.jsonl") if run.processes.is_first else []
-    scores = ((row["val_accuracy"], -row["val_loss"]) for row in rows if "val_accuracy" in row)
-    return max(scores, default=(-1.0, 0.0))
+    """Accuracy and negative loss of the best validation so far, that of the base among them.
+
+    Its checkpoint is the run's best one, if it is still there; another may have a lower loss.
+    """
+    out = run.config.out
+    rows = read_metrics(out / "metrics.jsonl") if run.processes.is_first else []
+    scored = [row for row in rows if None not in map(row.get, ("val_accuracy", "val_loss"))]
+    run.best = NO_BEST
+    if not scored:
+        return -1.0, 0.0
+    best = max(scored, key=score_of)
+    if run.config.keep_best and step_folder(out / "checkpoints", best["step"]).exists():
+        run.best = Best(best["step"], best["val_loss"])
+    return score_of(best)
+
+
+def score_of(row: Row) -> tuple[float, float]:
+    """What the validations of a run are compared by."""
+    return row["val_accuracy"], -row["val_loss"]
