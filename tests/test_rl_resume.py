@@ -220,14 +220,22 @@ def test_rollouts_that_are_there_are_not_drawn_again(
     assert outcome(config.out) == unbroken
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "of another step", "of other weights"])
+STRANGE = ["cut", "empty", "of another step", "of other weights"]
+STRANGE += ["unknown id", "too long", "groups mixed up"]
+
+
+@pytest.mark.parametrize("damage", STRANGE)
 def test_rollouts_that_are_damaged_or_strange_are_drawn_again(
     make: Callable[..., RlConfig], tmp_path: Path, unbroken: tuple[Any, ...], damage: str
 ) -> None:
     config = make()
     rl.train(config, stop_at=4)
     right = rollouts_file(tmp_path / "unbroken", 5).read_bytes()
+    lines = right.splitlines(keepends=True)
     strange = {
+        "unknown id": re.sub(rb'"token_ids": \[[0-9]+', b'"token_ids": [262', right, count=1),
+        "too long": right.replace(b'"prompt_ids": [', b'"prompt_ids": [' + 32 * b"0, ", 1),
+        "groups mixed up": b"".join([*lines[::2], *lines[1::2]]),
         "cut": right[:-9],
         "empty": b"",
         "of another step": rollouts_file(config.out, 4).read_bytes(),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rslm.architecture import TransformerConfig
 from rslm.batches import counter_seed
 from rslm.chat import ChatFormat
 from rslm.distributed import Processes
@@ -204,13 +205,23 @@ def read_kept(file: Path, config: RlConfig, step: int, sampler: Sampler) -> list
         rollouts = read_rollouts(file)
     except (FormatError, FileNotFoundError):
         return []
-    seed, n_groups = counter_seed(config.seed, "rollouts"), len(rollouts) / config.group_size
-    fits = n_groups % config.prompts_per_step == 0
-    for each in rollouts:
+    seed, size = counter_seed(config.seed, "rollouts"), config.group_size
+    fits = len(rollouts) % (config.prompts_per_step * size) == 0
+    for number, each in enumerate(rollouts):
+        # A group is compared within itself, so it must be one, in its order.
+        first = rollouts[number - number % size]
+        fits = fits and each.prompt_id == first.prompt_id and each.sample_index == number % size
         named = sampling_seed(seed, step, each.prompt_id, each.sample_index)
         fits = fits and each.seed == named and each.weights_hash == sampler.weights_hash
         fits = fits and each.reward is not None and each.reward_parts is not None
+        fits = fits and is_readable(each, config.model)
     return rollouts if fits else []
+
+
+def is_readable(rollout: Rollout, model: TransformerConfig) -> bool:
+    """Whether a model of these sizes has the ids of a rollout, and room for them."""
+    token_ids = rollout.prompt_ids + rollout.token_ids
+    return max(token_ids) < model.resolved_vocab_size and len(token_ids) <= model.context_length + 1
 
 
 def rollout_measures(collected: Collected, config: RlConfig) -> Row:
