@@ -20,7 +20,7 @@ from rslm.infer.serving import model_loader
 from rslm.post import rl, rl_update
 from rslm.post.rl_config import RlConfig, RlOptimizerConfig
 from rslm.post.rl_presets import PRESETS
-from rslm.post.rl_rollouts import rollouts_file
+from rslm.post.rl_rollouts import rollouts_file, step_questions
 from rslm.post.rollout import read_rollouts
 from rslm.post.rollout_native import NativeSampler
 from rslm.run_folder import read_metrics
@@ -383,6 +383,35 @@ def test_run_that_cannot_be_is_refused_and_leaves_nothing(
     config = make(**changes)
     with pytest.raises(ValueError, match=message):
         rl.train(config)
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"keep": "mixed", "sampling_rounds": 2}, {"n_steps": 30}])
+def test_question_that_leaves_no_room_is_refused_before_the_run(
+    make: Callable[..., RlConfig], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    make_task(tmp_path / "task.jsonl")
+    config = make(task=str(tmp_path / "task.jsonl"), **changes)
+    questions = rl.open_questions(config).train
+    last = step_questions(len(questions), config, config.n_steps - 1, config.sampling_rounds - 1)
+    text = (tmp_path / "task.jsonl").read_text()
+    # A hash puts this one among those to train on, too.
+    longer = text.replace(f'"{questions[last[-1]].prompt}"', f'"{"r" * 28}"')
+    (tmp_path / "task.jsonl").write_text(longer)
+    with pytest.raises(ValueError, match=r"than context_length 32, got 32 for the question 'rrr"):
+        rl.train(config)
+    assert not config.out.exists()
+
+
+def test_other_questions_are_refused_at_a_resumption(
+    make: Callable[..., RlConfig], tmp_path: Path
+) -> None:
+    make_task(tmp_path / "task.jsonl")
+    config = make(task=str(tmp_path / "task.jsonl"))
+    rl.train(config, stop_at=1)
+    make_task(tmp_path / "task.jsonl", gold="8")
+    with pytest.raises(ValueError, match="the data must be what the run began with"):
+        rl.train(config, resume=True)
 
 
 def test_samples_of_a_server_are_those_of_the_run_itself(

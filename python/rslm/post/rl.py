@@ -18,7 +18,6 @@ from dataclasses import replace
 from rich.console import Console
 
 from rslm.checkpoint import weights_hash
-from rslm.errors import FormatError
 from rslm.evaluate.prompts import build_prompt
 from rslm.evaluate.tasks import Task
 from rslm.model import Transformer
@@ -32,6 +31,8 @@ from rslm.post.rl_rollouts import (
     keep_rollouts,
     kept_rollouts,
     open_questions,
+    questions_hash,
+    require_room,
     rollout_measures,
 )
 from rslm.post.rl_update import (
@@ -43,7 +44,7 @@ from rslm.post.rl_update import (
 from rslm.post.rollout import Sampler
 from rslm.post.rollout_http import HttpSampler, publish_model_folder
 from rslm.post.rollout_native import NativeSampler
-from rslm.post.setup import PostResult, Run, Start, open_run, open_start
+from rslm.post.setup import PostResult, Run, Start, count_in, open_run, open_start
 from rslm.post.update import (
     Update,
     close_run,
@@ -112,8 +113,12 @@ def train(
                 f"prompts_per_step must be a multiple of the {processes.world_size} processes, "
                 f"got {config.prompts_per_step}"
             )
+        require_room(task, start.base.chat_format, config)
         reference = open_reference(start)
-        fingerprints: Row = {"n_questions": [len(task.train), len(task.test)]}
+        fingerprints: Row = {
+            "n_questions": [len(task.train), len(task.test)],
+            "questions": questions_hash(task),
+        }
         if reference is not None:
             fingerprints["reference"] = weights_hash(reference)
         evaluates = config.n_evaluation_prompts > 0
@@ -128,7 +133,7 @@ def train(
             )
         )
         sampler = open_sampler(run, task)
-        counts = counts_so_far(run)
+        counts = {name: count_in(run.state, name) for name in ("n_steps_skipped", "n_equal_steps")}
 
         while True:
             # `run.step` steps are made, and their rows written; the sampler has their weights.
@@ -251,19 +256,6 @@ def open_native_sampler(run: Run[RlConfig], task: Task, temperature: float) -> N
         stop=prompt.stop,
         keep_stop=prompt.keep_stop,
     )
-
-
-def counts_so_far(run: Run[RlConfig]) -> dict[str, int]:
-    """Steps without an update, and those in a row with equal rewards, as a checkpoint has them.
-
-    Raises:
-        FormatError: it holds something else.
-    """
-    counts = {name: run.state.get(name, 0) for name in ("n_steps_skipped", "n_equal_steps")}
-    for name, count in counts.items():
-        if type(count) is not int or count < 0:
-            raise FormatError(f"{name} must be a count, got {count!r:.80} in a checkpoint")
-    return counts
 
 
 def check_rewards_differ(run: Run[RlConfig], n_equal_steps: int) -> None:

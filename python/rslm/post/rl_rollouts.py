@@ -1,9 +1,11 @@
 """The rollouts of a step: which questions, sampled, graded, gathered, and kept in a file."""
 
+import hashlib
 import io
+import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,9 @@ from rslm.post.rollout import (
     write_rollouts,
 )
 from rslm.run_folder import Row
+
+N_HASHED = 1000
+"""Questions that tell a task from others, of those to train on and of those held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,41 @@ def open_questions(config: RlConfig) -> Task:
     if config.n_evaluation_prompts and not task.test:
         raise ValueError(f"n_evaluation_prompts must be 0 for {task.name}, which holds out none")
     return task
+
+
+def require_room(task: Task, chat_format: ChatFormat, config: RlConfig) -> None:
+    """Refuses a run of which a prompt would leave no room for an id of an answer.
+
+    Looks at all that the run will ask, which takes far less than to answer it.
+
+    Raises:
+        ValueError: there is one; the first of them is named.
+    """
+    n = len(task.train)
+    rounds = itertools.product(range(config.n_steps), range(config.sampling_rounds))
+    asks_all = config.n_steps * config.sampling_rounds * config.prompts_per_step >= n
+    trained: Iterable[int] = range(n)
+    if not asks_all:
+        trained = {index for each in rounds for index in step_questions(n, config, *each)}
+    held_out = range(min(config.n_evaluation_prompts, len(task.test)))
+    for examples, indices in ((task.train, trained), (task.test, held_out)):
+        for index in indices:
+            prompt = build_prompt(config.prompt, examples[index], chat_format)
+            if len(prompt.token_ids) >= config.model.context_length:
+                raise ValueError(
+                    f"a prompt must have fewer tokens than context_length "
+                    f"{config.model.context_length}, got {len(prompt.token_ids)} for the question "
+                    f"{examples[index].prompt!r:.80}"
+                )
+
+
+def questions_hash(task: Task) -> str:
+    """A hash of the questions and their answers; of many, of so many at equal distances."""
+    digest = hashlib.sha256()
+    for examples in (task.train, task.test):
+        for index in range(0, len(examples), 1 + len(examples) // N_HASHED):
+            digest.update(repr((examples[index].prompt, examples[index].gold)).encode())
+    return digest.hexdigest()
 
 
 def step_questions(n_questions: int, config: RlConfig, step: int, round_: int) -> list[int]:
