@@ -62,7 +62,7 @@ def skip_slow_parts(patch: Callable[[Any, str, Any], None] = setattr) -> None:
 
 
 def tiny_sft(folder: Path, **changes: Any) -> SftConfig:
-    """A run of 12 steps in folder/run, on 40 conversations, from a base without chat tokens."""
+    """A run of 11 steps in folder/run, on 40 conversations, from a base without chat tokens."""
     base, chats, valid = folder / "base", folder / "c.jsonl", folder / "v.jsonl"
     if not base.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,13 @@ from rslm.infer.engine import EngineOptions
 from rslm.infer.load import find_models, load_run
 from rslm.infer.serving import model_loader
 from rslm.post import rl, rl_update
+from rslm.post.base_model import open_base
 from rslm.post.rl_config import RlConfig, RlOptimizerConfig
 from rslm.post.rl_presets import PRESETS
 from rslm.post.rl_rollouts import rollouts_file, step_questions
 from rslm.post.rollout import read_rollouts
 from rslm.post.rollout_native import NativeSampler
+from rslm.post.rows import make_rows
 from rslm.run_folder import read_metrics
 
 Row = dict[str, Any]
@@ -228,6 +230,75 @@ def test_several_updates_go_through_the_rollout_with_old_log_probs_of_its_start(
     old, new, mask = given[3]
     assert (old[mask] - new[mask]).abs().max() > 1e-3
     assert row["clip_fraction_low"] + row["clip_fraction_high"] > 0
+
+
+def gradient_of_definition(config: RlConfig) -> float:
+    """The norm of the gradient of a first update, row by row from the rollouts' file."""
+    base = open_base(config.base, device="cpu")
+    rollouts = read_rollouts(rollouts_file(config.out, 1))
+    n_trained = [len(each.token_ids) for each in rollouts]
+    loss = torch.zeros(())
+    for place, each in enumerate(rollouts):
+        group = [one.reward or 0.0 for one in rollouts if one.prompt_id == each.prompt_id]
+        spread = torch.tensor(group).std() + 1e-6
+        advantage = (rollouts[place].reward or 0.0) - sum(group) / len(group)
+        ids = torch.tensor([*each.prompt_ids, *each.token_ids])
+        logits = base.model(ids[None, :-1])[0, len(each.prompt_ids) - 1 :] / config.temperature
+        log_probs = logits.log_softmax(-1).gather(-1, ids[len(each.prompt_ids) :, None])
+        weight = {
+            "sequence": 1 / (len(rollouts) * n_trained[place]),
+            "token": 1 / sum(n_trained),
+            "constant": 1 / (len(rollouts) * config.max_new_tokens),
+        }[config.aggregation]
+        loss = loss - weight * advantage / spread * log_probs.sum()
+    loss.backward()
+    norms = [each.grad.norm() for each in base.model.parameters() if each.grad is not None]
+    return float(torch.stack(norms).norm())
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize("aggregation", ["sequence", "token", "constant"])
+def test_update_follows_the_gradient_of_the_definition(
+    make: Callable[..., RlConfig], temperature: float, aggregation: str
+) -> None:
+    options: dict[str, Any] = {"temperature": temperature, "aggregation": aggregation}
+    config = make(n_steps=1, rewards=("random",), micro_batch_size=5, **options)
+    (row,) = train(config)
+    assert row["mismatch_max"] == 0
+    assert row["grad_norm"] == pytest.approx(gradient_of_definition(config), rel=1e-5)
+
+
+def test_minibatch_is_weighed_by_its_own_counts(make: Callable[..., RlConfig]) -> None:
+    rows = make_rows([[1]] * 5, [[2] * n for n in (1, 2, 3, 4, 0)])
+    for aggregation, expected in {
+        "token": {1: 1 / 6, 3: 1 / 6, 4: 0},
+        "sequence": {1: 1 / 4, 3: 1 / 8, 4: 0},
+        "constant": {1: 1 / 8, 3: 1 / 8, 4: 0},
+    }.items():
+        config = make(aggregation=aggregation)
+        assert rl_update.minibatch_weights(rows, [1, 3, 4], config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_log_prob_that_is_not_a_number_ends_the_run_and_moves_nothing(
+    make: Callable[..., RlConfig], monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    nudge_sampler(monkeypatch, math.nan)
+    config = make(exact=exact)
+    with pytest.raises(ValueError, match="numbers must be finite, got NaN"):
+        rl.train(config)
+    # A trainer's own.
+    monkeypatch.undo()
+    score = rl_update.label_log_probs
+
+    def scored(*args: Any, **options: Any) -> Any:
+        found = score(*args, **options)
+        return replace(found, values=found.values * math.nan)
+
+    monkeypatch.setattr(rl_update, "label_log_probs", scored)
+    with pytest.raises(FloatingPointError, match="sampler and trainer must agree"):
+        rl.train(config, resume=True)
+    assert not list((config.out / "checkpoints").glob("step_*"))
 
 
 def test_sampler_that_disagrees_ends_an_exact_run(

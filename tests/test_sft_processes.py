@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import CONTEXT, run_each
+from processes import CONTEXT, join_all, run_each, start_each
 from sft_chats import outcome, skip_slow_parts, tiny_sft
 
 from rslm import checkpoint
@@ -152,3 +152,36 @@ def weights(run: Path) -> list[torch.Tensor]:
     newest, _ = newest_checkpoint(run / "checkpoints")
     assert newest is not None
     return list(read_safetensors(newest / checkpoint.MODEL)[0].values())
+
+
+def sft_with_signal(file: Path, number: signal.Signals, step: int) -> str:
+    """Trains until a signal comes to the second process; how that ended."""
+    skip_slow_parts()
+    real = loop.next_batch
+
+    def next_batch(run: Any, data: Any) -> Any:
+        if run.step + 1 == step and run.processes.rank == 1:
+            os.kill(os.getpid(), number)
+        return real(run, data)
+
+    loop.next_batch = next_batch
+    try:
+        result = sft(read_config(SftConfig, file), resume=True)
+    except ConnectionError as error:
+        return str(error)
+    return f"{result.reason} at {result.step}"
+
+
+def test_end_of_one_process_ends_the_other_and_nothing_is_lost(tmp_path: Path):
+    unbroken = tiny_sft(tmp_path, out=tmp_path / "unbroken", parallel="ddp")
+    config = tiny_sft(tmp_path, parallel="ddp")
+    files = [tmp_path / f"{each.out.name}.toml" for each in (unbroken, config)]
+    for file, each in zip(files, (unbroken, config), strict=True):
+        file.write_text(to_toml(each))
+    run_each(sft_here, files[0])
+    assert run_each(sft_with_signal, files[1], signal.SIGTERM, 3) == ["terminated at 3"] * 2
+    started = start_each(sft_with_signal, files[1], signal.SIGKILL, 7, n=2, folder=tmp_path)
+    assert join_all(started) == [0, -signal.SIGKILL]
+    assert torch.load(tmp_path / "0").startswith("process 0 lost another one")
+    assert run_each(sft_with_signal, files[1], signal.SIGTERM, 99) == ["finished at 11"] * 2
+    assert outcome(config.out) == outcome(unbroken.out)
