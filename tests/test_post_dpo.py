@@ -69,7 +69,7 @@ def make(base: Path, tmp_path: Path) -> Make:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr(update, "write_loss_curve", lambda *_: None)
+    monkeypatch.setattr(update, "write_curve", lambda *_: None)
 
 
 def stop_after(step: int, config: DpoConfig, *, resume: bool = False) -> None:
@@ -91,6 +91,13 @@ def train(config: DpoConfig) -> list[dict[str, Any]]:
     """Rows of the updates."""
     dpo.train(config)
     return [row for row in rows_of(config.out) if "loss" in row]
+
+
+def test_pictures_are_of_loss_and_margin(make: Make, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[str] = []
+    monkeypatch.setattr(update, "write_curve", lambda *given: drawn.append(given[2]))
+    train(make(n_epochs=1, n_valid_pairs=0))
+    assert drawn == ["loss", "margin"]
 
 
 def test_pairs_are_learned(make: Make):
@@ -200,7 +207,7 @@ def test_last_batch_is_what_the_epochs_leave(make: Make):
 
 def train_here(options: dict[str, Any], **changes: Any) -> str:
     setup.peak_flops = lambda *_: 1e12
-    update.write_loss_curve = lambda *_: None
+    update.write_curve = lambda *_: None
     os.fsync = lambda _: None
     return dpo.train(DpoConfig(**options), **changes).reason
 

@@ -46,7 +46,7 @@ def make(folder: Path, tmp_path: Path) -> Callable[..., RlConfig]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rslm.post.setup.peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr("rslm.post.update.write_loss_curve", lambda *_: None)
+    monkeypatch.setattr("rslm.post.update.write_curve", lambda *_: None)
 
 
 def train(config: RlConfig) -> list[Row]:
@@ -65,6 +65,15 @@ def assert_close(run: Path, other: Path, tolerance: float) -> None:
     for name, tensor in tensors_of(run).items():
         distance = (tensor - wanted[name]).norm() / wanted[name].norm()
         assert distance <= tolerance, name
+
+
+def test_picture_is_of_the_reward(
+    make: Callable[..., RlConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("rslm.post.update.write_curve", lambda *given: drawn.append(given[2]))
+    rl.train(make(n_steps=1))
+    assert drawn == ["reward"]
 
 
 def test_rewards_rise(make: Callable[..., RlConfig]) -> None:

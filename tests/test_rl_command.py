@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rslm.post.setup.peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr("rslm.post.update.write_loss_curve", lambda *_: None)
+    monkeypatch.setattr("rslm.post.update.write_curve", lambda *_: None)
 
 
 def call(folder: Path, out: Path, *flags: str) -> int:

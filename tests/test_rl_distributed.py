@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_from(file: Path, stop_at: int | None = None) -> str | None:
     """Trains or goes on; what was refused."""
     setup.peak_flops = lambda *_: 1e12
-    update.write_loss_curve = lambda *_: None
+    update.write_curve = lambda *_: None
     try:
         rl.train(read_config(RlConfig, file), resume=True, stop_at=stop_at)
     except ValueError as error:

@@ -50,14 +50,14 @@ def make(folder: Path, tmp_path: Path) -> Callable[..., RlConfig]:
 def make_quick() -> None:
     rl_update_module = __import__("rslm.post.update", fromlist=["_"])
     setup_module = __import__("rslm.post.setup", fromlist=["_"])
-    rl_update_module.write_loss_curve = lambda *_: None
+    rl_update_module.write_curve = lambda *_: None
     setup_module.peak_flops = lambda *_: 1e12
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rslm.post.setup.peak_flops", lambda *_: 1e12)
-    monkeypatch.setattr("rslm.post.update.write_loss_curve", lambda *_: None)
+    monkeypatch.setattr("rslm.post.update.write_curve", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,24 @@ def test_display_in_a_pipe_is_one_parseable_line_a_logged_step() -> None:
     ]
 
 
+def test_panel_draws_the_metric_that_is_asked_for_and_no_bytes_that_nobody_counts() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100, color_system=None)
+    display = RunDisplay(
+        console, title="tiny", n_steps=8, first_step=0, log_every=1, drawn="reward"
+    )
+    with display:
+        for step in range(1, 9):
+            row = {"step": step, "loss": 0.0, "reward": step / 8, "elapsed_seconds": 1.0}
+            display.show(row | {"learning_rate": 1e-3, "grad_norm": 2.0})
+        display.show({"step": 8, "val_loss": 0.25, "elapsed_seconds": 2.0})
+    shown = file.getvalue()
+    last = shown[shown.rindex("tiny") :]
+    assert "▁▂▃▄▅▆▇█" in last
+    assert "0.2500" in last
+    assert "bits/byte" not in last
+
+
 def test_display_on_a_terminal_is_one_panel() -> None:
     file = io.StringIO()
     show_some(Console(file=file, force_terminal=True, width=100, color_system=None))

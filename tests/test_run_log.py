@@ -3,6 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 import torch
 
 from rslm import run_log
@@ -12,6 +13,7 @@ from rslm.run_log import (
     Clock,
     Meter,
     peak_flops,
+    write_curve,
     write_loss_curve,
 )
 
@@ -49,7 +51,7 @@ def test_meter_gives_a_row_for_each_update_with_the_keys_of_the_house() -> None:
         }
         for step in (1, 2)
     ]
-    assert rows[0].keys() >= set(CLOCK_KEYS)
+    assert rows[0].keys() >= {"elapsed_seconds", "tokens_per_second", "mfu", "memory_bytes"}
     assert meter.take_rows() == []
 
 
@@ -117,3 +119,20 @@ def test_loss_curve_is_a_picture(tmp_path: Path, validated: bool) -> None:
     write_metrics(tmp_path, validated=validated)
     write_loss_curve(tmp_path, "tiny")
     assert (tmp_path / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curve_shows_the_metric_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    with AppendedFile(tmp_path / "metrics.jsonl") as file:
+        for step, reward in enumerate((0.25, 0.5, 0.75), 1):
+            file.write_row({"step": step, "loss": 0.0, "reward": reward})
+        file.write_row({"step": 3, "val_loss": 0.25, "val_reward": 0.75})
+    write_curve(tmp_path, "tiny", "reward", "mean reward")
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == "mean reward"
+    values = [list(line.get_ydata()) for line in axes.lines]
+    assert values == [[0.25, 0.5, 0.75], [0.25, 0.5, 0.75], [0.75]]
+    assert axes.lines[-1].get_label() == "validation: 0.750 at the end"

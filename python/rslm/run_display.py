@@ -45,7 +45,7 @@ class _State:
 
     row: Row
     validation: Row = field(default_factory=dict)
-    losses: Sequence[float] = ()
+    drawn: Sequence[float] = ()
     warnings: tuple[str, ...] = ()
     n_warnings: int = 0
     activity: str | None = None
@@ -98,6 +98,7 @@ class RunDisplay:
         due: what happens every so many steps, by its name; None: at the end only.
         compiles: the first step compiles, so its time is shown apart.
         shown: further metrics to show, with their formats.
+        drawn: the metric whose course the panel draws.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class RunDisplay:
         due: Mapping[str, int | None] | None = None,
         compiles: bool = False,
         shown: Mapping[str, str] | None = None,
+        drawn: str = "loss",
     ) -> None:
         self._console = console
         self._title = title
@@ -119,7 +121,8 @@ class RunDisplay:
         self._due = dict(due or {})
         self._compiles = compiles
         self._shown = dict(shown or {})
-        self._losses: deque[float] = deque(maxlen=2000)
+        self._drawn_metric = drawn
+        self._drawn: deque[float] = deque(maxlen=2000)
         self._state = _State(row={"step": first_step})
         self._lock = threading.Lock()
         self._warm: tuple[int, float] | None = None
@@ -185,7 +188,7 @@ class RunDisplay:
             self._change(validation=row)
         else:
             with self._lock:
-                self._losses.append(row["loss"])
+                self._drawn.append(row[self._drawn_metric])
             if self._state.first_seconds is None:
                 self._change(first_seconds=now - self._started, activity=None)
             self._change(row=row, row_time=now)
@@ -230,7 +233,7 @@ class RunDisplay:
     def _picture(self) -> RenderableType:
         """The panel, or a line where it has no room."""
         with self._lock:
-            state = _State(**vars(self._state) | {"losses": list(self._losses)})
+            state = _State(**vars(self._state) | {"drawn": list(self._drawn)})
             left = self.seconds_left
         width, height = min(self._console.width, MAX_WIDTH), self._console.height
         cells, outlook = self._cells(state, left), self._outlook(state, left)
@@ -248,7 +251,7 @@ class RunDisplay:
         return Text(text, style=style, no_wrap=True, overflow=overflow)
 
     def _panel(self, state: _State, cells: Mapping[str, str], outlook: str, inner: int) -> Panel:
-        sparks = sparkline(state.losses, inner)
+        sparks = sparkline(state.drawn, inner)
         if self._console.options.ascii_only:
             sparks = sparks.translate(ASCII_SPARKS)
         step = int(state.row["step"])
@@ -282,6 +285,8 @@ class RunDisplay:
             "elapsed": "..." if elapsed is None else duration(elapsed + since),
             "time left": "..." if left is None else duration(max(0.0, left - since)),
         }
+        if validation and validation.get("val_bits_per_byte") is None:
+            del cells["val bits/byte"]  # Nobody counts bytes here.
         cells |= {
             key.replace("_", " "): _shown(validation.get(key, row.get(key)), form)
             for key, form in self._shown.items()

@@ -168,36 +168,42 @@ def memory_bytes(device: torch.device) -> int:
 
 def write_loss_curve(run: Path, title: str) -> None:
     """Draws `loss_curve.png` of a run folder from its metrics."""
+    write_curve(run, title, "loss", "loss (nats per token)")
+
+
+def write_curve(run: Path, title: str, metric: str, label: str) -> None:
+    """Draws a metric of training and, as `val_...`, of validation: `METRIC_curve.png`."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(run / "metrics.jsonl")
-    trained = [row for row in rows if row.get("loss") is not None]
-    validated = [row for row in rows if row.get("val_loss") is not None]
+    trained = [row for row in rows if row.get(metric) is not None]
+    validated = [row for row in rows if row.get(f"val_{metric}") is not None]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     steps = [row["step"] for row in trained]
-    losses = [row["loss"] for row in trained]
-    axes.plot(steps, losses, color="#a9cbe8", linewidth=0.7)
-    axes.plot(steps, smooth(losses), color="#1f6fb4", linewidth=1.8, label="training (smoothed)")
+    values = [row[metric] for row in trained]
+    axes.plot(steps, values, color="#a9cbe8", linewidth=0.7)
+    axes.plot(steps, smooth(values), color="#1f6fb4", linewidth=1.8, label="training (smoothed)")
     if validated:
         axes.plot(
             [row["step"] for row in validated],
-            [row["val_loss"] for row in validated],
+            [row[f"val_{metric}"] for row in validated],
             color="#d1495b",
             linewidth=1.5,
             marker="o",
             markersize=4,
-            label=f"validation: {_score(validated[-1])}",
+            label=f"validation: {_score(validated[-1], metric)}",
         )
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set(xlabel="step", ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, loc="left")
     axes.grid(color="#e2e2e2", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(run / "loss_curve.png")
+    figure.savefig(run / f"{metric}_curve.png")
 
 
-def _score(row: Row) -> str:
-    bits = row.get("val_bits_per_byte")
+def _score(row: Row, metric: str) -> str:
+    bits = row.get("val_bits_per_byte") if metric == "loss" else None
     tail = "" if bits is None else f", {bits:.3f} bits per byte"
-    return f"{row['val_loss']:.3f} at the end{tail}"
+    return f"{row[f'val_{metric}']:.3f} at the end{tail}"

@@ -53,6 +53,7 @@ SHOWN = {
     "val_margin": ".4f",
     "val_accuracy": ".3f",
 }
+CURVES = {"loss": "loss (nats per pair)", "margin": "margin of the chosen answer's reward"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def train(
                 n_steps=n_steps,
                 fingerprints=fingerprints,
                 shown=SHOWN,
+                drawn="margin",
                 due={"validation": validate_every} if data.n_valid else {},
             )
         )
@@ -157,7 +159,7 @@ def train(
                 continue  # Told to stop between two micro-batches.
             note_update(run, update, sum(data.pairs[i].n_tokens for i in indices), **measured)
             run.writer.check()
-        return close_run(run, finished=finished)
+        return close_run(run, finished=finished, curves=CURVES)
 
 
 def open_data(start: Start[DpoConfig]) -> tuple[Data, Row, str]:

@@ -65,6 +65,8 @@ SHOWN = {
     "val_pass_at_k": ".3f",
     "val_greedy_reward": ".3f",
 }
+CURVES = {"reward": "mean reward of a completion"}
+"""Not the loss, which is near 0 wherever advantages are centred, however much is learned."""
 EQUAL_STEPS_TO_WARN = 5
 NOTHING = Update(loss=0.0, grad_norm=0.0)
 
@@ -129,6 +131,7 @@ def train(
                 n_steps=config.n_steps,
                 fingerprints=fingerprints,
                 shown=SHOWN,
+                drawn="reward",
                 due={"evaluation": evaluate_every} if evaluates else {},
             )
         )
@@ -194,7 +197,7 @@ def train(
             )
             check_rewards_differ(run, counts["n_equal_steps"])
             run.writer.check()
-        return close_run(run, finished=finished)
+        return close_run(run, finished=finished, curves=CURVES)
 
 
 def open_reference(start: Start[RlConfig]) -> Transformer | None:

@@ -229,6 +229,7 @@ def open_run(
     fingerprints: Row,
     shown: Mapping[str, str] | None = None,
     due: Mapping[str, int | None] | None = None,
+    drawn: str = "loss",
 ) -> Iterator[Run[Config]]:
     """The parts of a run that is begun, or that goes on from its newest good checkpoint.
 
@@ -238,6 +239,7 @@ def open_run(
         fingerprints: what identifies the data; a resumed run must have the same.
         shown: further metrics that the display shows, with their formats.
         due: what else than checkpoints happens every so many steps, by its name.
+        drawn: the metric whose course the display draws.
 
     Raises:
         ValueError: the data or the options are not what the run began with.
@@ -250,7 +252,7 @@ def open_run(
     step, skipped = state["step"], state.get("skipped", {})
     skipped = skipped if isinstance(skipped, dict) else {"n_skipped": skipped}
     with contextlib.ExitStack() as stack:
-        display = open_display(start, step, n_steps, shown or {}, due or {})
+        display = open_display(start, step, n_steps, shown or {}, due or {}, drawn)
         written = rows_beyond(out / "metrics.jsonl", state["metrics_bytes"])
         trackers = Trackers(
             config,
@@ -344,6 +346,7 @@ def open_display(
     n_steps: int,
     shown: Mapping[str, str],
     due: Mapping[str, int | None],
+    drawn: str,
 ) -> RunDisplay:
     """The display of a run that goes on from `step`."""
     config, sizes = start.config, start.base.config
@@ -357,6 +360,7 @@ def open_display(
         due={"checkpoint": config.checkpoint_every, **due},
         compiles=config.compile,
         shown=shown,
+        drawn=drawn,
     )
     display.note(f"training {config.base} ({summary}) in {config.out}")
     return display

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -15,9 +15,11 @@ from rslm.optim import optimizer_step
 from rslm.post.setup import Config, PostResult, Run
 from rslm.run_checkpoints import Best, mark_best, save
 from rslm.run_folder import Row
-from rslm.run_log import memory_bytes, write_loss_curve
+from rslm.run_log import memory_bytes, write_curve
 
 Part = TypeVar("Part")
+
+LOSS_CURVE = {"loss": "loss (nats per token)"}
 
 
 class Update(NamedTuple):
@@ -232,11 +234,19 @@ def save_run(run: Run[Config], **also: object) -> None:
     run.saved_at = run.clock.elapsed_seconds
 
 
-def close_run(run: Run[Config], *, finished: bool) -> PostResult:
-    """Waits for what is still written, draws the loss curve, and says how the run ended."""
+def close_run(
+    run: Run[Config], *, finished: bool, curves: Mapping[str, str] = LOSS_CURVE
+) -> PostResult:
+    """Waits for what is still written, draws curves, and says how the run ended.
+
+    Args:
+        run: the run.
+        finished: whether all that was to be done was.
+        curves: metrics to draw, each a `METRIC_curve.png`, with the names of their axes.
+    """
     run.writer.wait()
-    if run.processes.is_first:
-        write_loss_curve(run.config.out, run.config.out.name)
+    for metric, label in curves.items() if run.processes.is_first else ():
+        write_curve(run.config.out, run.config.out.name, metric, label)
     return PostResult(
         out=run.config.out,
         reason="finished" if finished else run.stop.reason,
