@@ -1,6 +1,5 @@
 """Questions that are answered by the likeliest of given continuations, or by writing one."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Protocol
 from rslm.evaluate.continuations import Continuation, Scores
 from rslm.evaluate.few_shot import Asked, Dialect, ask, choose_examples, draw_shots
 from rslm.evaluate.questions import Question
-from rslm.evaluate.results import TaskResult, mean_and_error
+from rslm.evaluate.results import TaskResult, mean_and_error, require_numbers
 from rslm.tokenizer import Tokenizer
 
 _AT_ONCE = 32
@@ -72,10 +71,7 @@ def answer(
         scores = iter(scorer.score([option for _, each in some for option in each.options]))
         for question, each in some:
             own = [next(scores) for _ in each.options]
-            if any(math.isnan(score.mean_loss) for score in own):
-                raise FloatingPointError(
-                    "log-probabilities must be numbers, got NaN from the model"
-                )
+            require_numbers(score.mean_loss for score in own)
             if question.kind == "language":
                 chosen = 0
                 # Of what was cut off nobody knows whether it would have been written.

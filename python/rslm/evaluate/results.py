@@ -1,7 +1,7 @@
 """What the evaluation of a task says, as a record and as a row of a table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,6 +59,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def require_numbers(log_probs: Iterable[float]) -> None:
+    """Refuses what a model with broken weights says.
+
+    Raises:
+        FloatingPointError: one of them is NaN.
+    """
+    if any(map(math.isnan, log_probs)):
+        raise FloatingPointError("log-probabilities must be numbers, got NaN from the model")
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rslm.evaluate.few_shot import begin_ids
+from rslm.evaluate.results import finite, require_numbers
 from rslm.model import Transformer
 from rslm.tokenizer import Tokenizer
 
@@ -77,9 +79,9 @@ class TextScores:
             "n_tokens": len(self.tokens),
             "n_predicted": len(self.losses),
             "n_bytes": self.n_bytes,
-            "loss": _finite(self.loss),
+            "loss": finite(self.loss),
             "perplexity": self.perplexity,
-            "bits_per_byte": _finite(self.bits_per_byte),
+            "bits_per_byte": finite(self.bits_per_byte),
             "accuracy": self.accuracy,
             "tokens": [self._token_record(token) for token in self.tokens],
         }
@@ -90,7 +92,7 @@ class TextScores:
             for token_id, log_prob in token.top
             if math.isfinite(log_prob)
         ]
-        scores = {"log_prob": _finite(token.log_prob), "rank": token.rank, "top": top}
+        scores = {"log_prob": finite(token.log_prob), "rank": token.rank, "top": top}
         return self._named(token.token_id) | scores
 
     def _named(self, token_id: int) -> dict[str, Any]:
@@ -98,11 +100,6 @@ class TextScores:
         text = data.decode("utf-8", "replace")
         is_text = text.encode() == data
         return {"id": token_id, "text": text} | ({} if is_text else {"bytes": list(data)})
-
-
-def _finite(value: float | None) -> float | None:
-    """A number that JSON has."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def score_text(
@@ -120,8 +117,7 @@ def score_text(
         FloatingPointError: the model's logits are no numbers.
     """
     vocab_size = model.config.resolved_vocab_size
-    end = tokenizer.end_of_text
-    before = [] if end is None else [end]
+    before = begin_ids(tokenizer)
     sequence = [*before, *token_ids]
     if len(sequence) < 2 or not token_ids:
         raise ValueError(f"the text must have a token to predict, got {len(token_ids)} tokens")
@@ -133,8 +129,7 @@ def score_text(
     scores = [TokenScore(token_id=i, log_prob=None, rank=None, top=()) for i in sequence[:1]]
     scores += _scores(model, sequence, min(n_top, vocab_size))
     scores = scores[len(before) :]
-    if any(score.log_prob is not None and math.isnan(score.log_prob) for score in scores):
-        raise FloatingPointError("log-probabilities must be numbers, got NaN from the model")
+    require_numbers(score.log_prob for score in scores if score.log_prob is not None)
     occurring = {s.token_id for s in scores} | {i for s in scores for i, _ in s.top}
     known = tokenizer.vocab
     lengths = tokenizer.token_byte_lengths
