@@ -2,7 +2,9 @@
 
 import json
 import math
+import random
 import signal
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import tiny_model, tiny_tokenizer, write_tiny_model
 
 from rslm import cli
@@ -19,6 +22,7 @@ from rslm.evaluate.evaluations import Evaluation, ModelIdentity
 from rslm.evaluate.results import TaskResult, mean_and_error
 from rslm.evaluate.suite import evaluate_tasks, scores_over_tasks
 from rslm.evaluate.task_plan import EvalSettings, Examinee, plan_tasks
+from rslm.evaluate.text_loss import evaluate_text
 from rslm.evaluate.text_scores import score_text
 from rslm.token_file import TokenFile
 
@@ -201,8 +205,33 @@ def test_loss_and_text_are_tasks(folder: Path, token_files, tmp_path: Path):
     assert found[0].value == pytest.approx(scores.bits_per_byte)
     assert found[0].details["loss"] == pytest.approx(scores.loss)
     assert (found[1].metric, found[1].n) == ("loss", len(TokenFile.open(valid)) - 1)
+    assert all(0 < one.stderr < 0.5 * one.value for one in found)
     with pytest.raises(ValueError, match="must be made by the model's own tokenizer"):
         evaluate_tasks(tiny_model(TOKENIZER), TOKENIZER, [f"loss:{valid}"])
+
+
+def test_errors_cover_what_other_texts_score():
+    """Of many texts from one source, the scores spread by the error that each gives itself."""
+    tokenizer = tiny_tokenizer(has_chat=False)
+    examinee = Examinee(tiny_model(tokenizer), tokenizer)
+    draw = random.Random(0)
+    found = []
+    for _ in range(30):
+        text = "".join(draw.choices(["the cat ", "a", "zzz", "dog. "], k=300))
+        found.append(evaluate_text("t", text, examinee.scorer, tokenizer))
+    spread = statistics.stdev(one.value for one in found)
+    claimed = statistics.fmean(one.stderr for one in found)
+    # 30 texts tell a spread to an eighth of itself.
+    assert claimed == pytest.approx(spread, rel=0.4)
+
+
+def test_a_broken_model_has_no_loss(token_files):
+    tokenizer = tiny_tokenizer(has_chat=False)
+    model = tiny_model(tokenizer)
+    with torch.no_grad():
+        model.token_embeddings.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="must be numbers"):
+        evaluate_tasks(model, tokenizer, [f"loss:{token_files[1]}"])
 
 
 def test_each_task_is_planned_once_and_suites_are_lists():

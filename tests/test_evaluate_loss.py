@@ -47,6 +47,32 @@ def test_evaluation_counts_every_target_once(
     assert model.training
 
 
+def test_stderr_of_the_loss_is_that_of_a_ratio_over_batches(
+    token_files: tuple[Path, Path],
+) -> None:
+    model = tiny_model()
+    token_file = TokenFile.open(token_files[1])
+    n_tokens, batch = 16 * 8 + 5, 16 * 3
+    score = evaluate_loss(model, token_file, batch_size=3, n_tokens=n_tokens)
+    assert score is not None
+    ids = torch.from_numpy(token_file[: n_tokens + 1].astype(np.int64))
+    with torch.no_grad():
+        losses = np.concatenate(
+            [
+                token_losses(model(ids[i : min(i + 16, n_tokens)]), ids[i + 1 : i + 17]).numpy()
+                for i in range(0, n_tokens, 16)
+            ]
+        ).astype(np.float64)
+    # Two whole batches, one of two windows, and the rest alone.
+    parts = np.split(losses, [batch, 2 * batch, 128])
+    deviations = [(part - losses.mean()).sum() for part in parts]
+    expected = math.sqrt(4 / 3 * sum(each**2 for each in deviations)) / n_tokens
+    assert score.stderr == pytest.approx(expected, rel=1e-4)
+    alone = evaluate_loss(model, token_file, batch_size=3, n_tokens=48)
+    assert alone is not None
+    assert alone.stderr == math.inf
+
+
 def test_evaluation_stops_when_told(token_files: tuple[Path, Path]) -> None:
     model = tiny_model()
     valid = TokenFile.open(token_files[1])

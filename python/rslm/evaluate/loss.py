@@ -13,6 +13,7 @@ import torch
 
 from rslm.batches import split_windows, to_device
 from rslm.distributed import Processes
+from rslm.evaluate.results import ratio_and_error
 from rslm.model import Transformer
 from rslm.packing import positions_in, require_documents, window_documents
 from rslm.token_file import TokenFile
@@ -26,6 +27,8 @@ class Evaluation:
 
     Attributes:
         loss: mean over the target tokens, in nats.
+        stderr: standard error of the loss, of the choice of text, as if each batch had been
+            drawn by itself; infinite where there is one alone.
         bits_per_byte: sum of the losses / (ln 2 x bytes of the target tokens); special tokens
             have 0 bytes, but their loss counts. None when byte lengths were not given.
         n_tokens: target tokens.
@@ -33,6 +36,7 @@ class Evaluation:
     """
 
     loss: float
+    stderr: float
     bits_per_byte: float | None
     n_tokens: int
     n_bytes: int | None
@@ -82,7 +86,8 @@ def evaluate_loss(
     device = next(model.parameters()).device
     processes = processes or Processes(device=device)
     length = model.config.context_length
-    n_batches = -(-(limit // length) // batch_size) + (limit % length > 0)
+    sizes = [n * length for n in _batch_sizes(limit // length, batch_size)]
+    sizes += [limit % length] if limit % length else []
     sums: list[torch.Tensor] = []
     byte_counts: list[int] = []
     with _inference(model, autocast_dtype):
@@ -106,13 +111,15 @@ def evaluate_loss(
                 byte_counts.append(int(token_byte_lengths[windows[:, 1:]].sum(dtype=np.int64)))
     # Fetched once: the device is not made to wait for each batch. In the order of the batches,
     # so that the sum has the same bits however many processes there are.
-    total = processes.gather(torch.stack(sums)).T.flatten()[:n_batches].cpu().double().sum().item()
+    gathered = processes.gather(torch.stack(sums)).T.flatten()[: len(sizes)].cpu().double()
+    total = gathered.sum().item()
     n_bytes = 0
     if byte_counts:
         counts = processes.gather(torch.tensor(byte_counts, dtype=torch.int64))
-        n_bytes = int(counts.T.flatten()[:n_batches].sum())
+        n_bytes = int(counts.T.flatten()[: len(sizes)].sum())
     return Evaluation(
         loss=total / limit,
+        stderr=ratio_and_error(gathered.tolist(), sizes)[1],
         bits_per_byte=total / (math.log(2) * n_bytes) if n_bytes else None,
         n_tokens=limit,
         n_bytes=None if token_byte_lengths is None else n_bytes,
@@ -153,14 +160,19 @@ def with_first_tokens(
         first += windows.shape[0] * (windows.shape[1] - 1)
 
 
+def _batch_sizes(n_windows: int, batch_size: int) -> list[int]:
+    return [min(batch_size, n_windows - first) for first in range(0, n_windows, batch_size)]
+
+
 def contiguous_windows(
     token_file: TokenFile, n_targets: int, context_length: int, batch_size: int
 ) -> Iterator[npt.NDArray[Any]]:
     """Batches of windows side by side from the start; the last one may be shorter and alone."""
     n_full = n_targets // context_length
-    for first in range(0, n_full, batch_size):
-        count = min(batch_size, n_full - first)
+    first = 0
+    for count in _batch_sizes(n_full, batch_size):
         tokens = token_file.read(first * context_length, count * context_length + 1)
         yield np.lib.stride_tricks.sliding_window_view(tokens, context_length + 1)[::context_length]
+        first += count
     if rest := n_targets % context_length:
         yield token_file.read(n_full * context_length, rest + 1)[None, :]

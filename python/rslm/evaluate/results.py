@@ -79,11 +79,27 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     >>> mean_and_error([0, 0, 1, 1])
     (0.5, 0.28867513459481287)
     """
-    n = len(values)
-    mean = math.fsum(values) / n
+    return ratio_and_error(values, [1] * len(values))
+
+
+def ratio_and_error(sums: Sequence[float], sizes: Sequence[int]) -> tuple[float, float]:
+    """The sum of n sums over the sum of their sizes, and its standard error.
+
+    With sums s and sizes m the ratio is r = Σs / Σm, and its error
+    sqrt(n / (n - 1) · Σ(s - r m)²) / Σm; of one size, those of a mean. Of one sum the error is
+    unknown, infinite.
+
+    Source: Cochran 1977, Sampling Techniques, section 2.11.
+
+    >>> ratio_and_error([1.0, 3.0], [1, 3])
+    (1.0, 0.0)
+    """
+    n, size = len(sums), math.fsum(sizes)
+    ratio = math.fsum(sums) / size
     if n == 1:
-        return mean, math.inf
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+        return ratio, math.inf
+    squares = ((own - ratio * m) ** 2 for own, m in zip(sums, sizes, strict=True))
+    return ratio, math.sqrt(math.fsum(squares) / (n - 1) * n) / size
 
 
 def notes(result: TaskResult) -> str:

@@ -7,11 +7,14 @@ from rslm.evaluate.choice import Progress
 from rslm.evaluate.continuations import Continuation, ContinuationScorer
 from rslm.evaluate.few_shot import begin_ids
 from rslm.evaluate.loss import evaluate_loss
-from rslm.evaluate.results import TaskResult
+from rslm.evaluate.results import TaskResult, ratio_and_error, require_numbers
 from rslm.evaluate.text_scores import windows
 from rslm.model import Transformer
 from rslm.token_file import TokenFile
 from rslm.tokenizer import Tokenizer
+
+_MIN_BATCHES = 16
+"""That a token file is scored in, where it has so many windows."""
 
 
 def evaluate_token_file(
@@ -25,21 +28,28 @@ def evaluate_token_file(
 ) -> TaskResult:
     """The loss on a whole token file, in nats a token; in `details` bits per byte.
 
+    Batches are small enough that there are some for a standard error, and their windows side by
+    side, so that a document that several share is in few batches.
+
     Raises:
         ValueError: it was made by another tokenizer, or has no token to predict.
+        FloatingPointError: the model's logits are no numbers.
     """
     started = time.perf_counter()
     if token_file.tokenizer_sha256 not in (None, tokenizer.sha256):
         raise ValueError(f"{name} must be made by the model's own tokenizer, and is by another")
     lengths = tokenizer.token_byte_lengths
+    n_windows = (len(token_file) - 1) // model.config.context_length
+    batch_size = max(1, min(batch_size, n_windows // _MIN_BATCHES))
     found = evaluate_loss(model, token_file, batch_size=batch_size, token_byte_lengths=lengths)
     assert found is not None, "nothing stops it"
+    require_numbers([found.loss])
     progress(found.n_tokens, found.n_tokens)
     return TaskResult(
         name=name,
         metric="loss",
         value=found.loss,
-        stderr=None,
+        stderr=found.stderr,
         n=found.n_tokens,
         seconds=time.perf_counter() - started,
         details={"bits_per_byte": found.bits_per_byte, "n_bytes": found.n_bytes},
@@ -56,7 +66,8 @@ def evaluate_text(
 ) -> TaskResult:
     """Bits per byte of a text, as of the begin of a document; in `details` the loss.
 
-    Beyond the context's length windows overlap by half, as in `score_text`.
+    Beyond the context's length windows overlap by half, as in `score_text`; the standard error
+    is that over windows.
 
     Raises:
         ValueError: there is no token to predict.
@@ -72,17 +83,17 @@ def evaluate_text(
         for start, first, stop in windows(n, scorer.context_length)
     ]
     scores = scorer.score(wanted, progress=lambda done: progress(done, len(wanted)))
-    nats = -math.fsum(log_prob for score in scores for log_prob in score.log_probs)
-    if math.isnan(nats):
-        raise FloatingPointError("log-probabilities must be numbers, got NaN from the model")
-    # Of a tokenizer without end of text nothing predicts the first token.
-    n_bytes = sum(int(tokenizer.token_byte_lengths[token_id]) for token_id in token_ids[1:])
+    nats = [-math.fsum(score.log_probs) for score in scores]
+    require_numbers(nats)
+    lengths = tokenizer.token_byte_lengths
+    n_bytes = [int(lengths[list(ids[first:])].sum()) for ids, first in wanted]
+    value, error = ratio_and_error([each / math.log(2) for each in nats], n_bytes)
     return TaskResult(
         name=name,
         metric="bits_per_byte",
-        value=nats / (math.log(2) * n_bytes),
-        stderr=None,
+        value=value,
+        stderr=error,
         n=n,
         seconds=time.perf_counter() - started,
-        details={"loss": nats / n, "n_bytes": n_bytes},
+        details={"loss": math.fsum(nats) / n, "n_bytes": sum(n_bytes)},
     )
