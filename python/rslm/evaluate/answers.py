@@ -13,6 +13,8 @@ whole: the response. strict: what follows the first `####` on its line. flexible
 r1: what the last `<answer>` holds, after `</think> <answer>`. boxed: the last `\\boxed{}`.
 letter: X of "answer is X", or of a line that is X.
 """
+LETTERS = "ABCD"
+"""Of the options of a question."""
 ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
 
 # A response that went on to a question of its own; its numbers are no answers to ours.
@@ -92,7 +94,7 @@ def boxed(response: str) -> str | None:
     return response[start:end] if start >= 0 else None
 
 
-def letter(response: str, letters: str = "ABCD") -> str | None:
+def letter(response: str, letters: str = LETTERS) -> str | None:
     """The letter that a response to a multiple-choice question claims.
 
     Where it claims several different ones, it claims none; "A long time ago" claims none either.

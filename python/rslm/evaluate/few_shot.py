@@ -21,6 +21,8 @@ from rslm.tokenizer import Tokenizer
 
 Dialect = Literal["gauntlet", "nanochat"]
 Ids = list[int]
+Option = tuple[Ids, int]
+"""The ids of an option, and where its continuation begins."""
 
 _GAUNTLET_SEED, _NANOCHAT_SEED = 1234, 1234
 _CHOICE_SEED = 1337
@@ -99,16 +101,24 @@ def ask(
 ) -> Asked:
     """A question behind its examples, `delimiter` between context and continuation."""
     encode = _gauntlet if dialect == "gauntlet" else _nanochat
-    for n_dropped in range(len(shots) + 1):
-        options = encode(tokenizer, question, shots[n_dropped:], delimiter)
-        longest = max(len(ids) for ids, _ in options)
-        if longest <= context_length or n_dropped == len(shots):
+
+    def options(n_dropped: int) -> list[Option]:
+        return encode(tokenizer, question, shots[n_dropped:], delimiter)
+
+    return fitted(options, len(shots), context_length)
+
+
+def fitted(options: Callable[[int], Sequence[Option]], n_shots: int, context_length: int) -> Asked:
+    """Options with as many shots as there is room for; `options` makes them without the first n."""
+    for n_dropped in range(n_shots + 1):
+        found = options(n_dropped)
+        if max(len(ids) for ids, _ in found) <= context_length:
             break
-    return cropped(options, n_dropped, context_length)
+    return cropped(found, n_dropped, context_length)
 
 
-def cropped(options: Sequence[tuple[Ids, int]], n_dropped: int, context_length: int) -> Asked:
-    """Options, each with where its continuation begins, cut on the left to fit the context.
+def cropped(options: Sequence[Option], n_dropped: int, context_length: int) -> Asked:
+    """Options cut on the left to fit the context.
 
     All by as much as the longest must be, while something is left before the continuation.
     """
@@ -124,7 +134,7 @@ def cropped(options: Sequence[tuple[Ids, int]], n_dropped: int, context_length: 
 
 def _gauntlet(
     tokenizer: Tokenizer, question: Question, shots: Sequence[Question], delimiter: str
-) -> list[tuple[Ids, int]]:
+) -> list[Option]:
     """Examples, context and continuation are encoded each by itself.
 
     llm-foundry puts the space before a continuation only where the tokenizer has a token " a".
@@ -152,7 +162,7 @@ def _strip(question: Question) -> Callable[[str], str]:
 
 def _nanochat(
     tokenizer: Tokenizer, question: Question, shots: Sequence[Question], delimiter: str
-) -> list[tuple[Ids, int]]:
+) -> list[Option]:
     """Whole texts are encoded, and scored from where they begin, or cease, to differ.
 
     An option that is the begin of another would have nothing to be scored (NaN in nanochat): it
@@ -191,7 +201,7 @@ def _n_common(sequences: Sequence[Ids]) -> int:
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
-def _joined(context: Ids, continuation: Ids) -> tuple[Ids, int]:
+def _joined(context: Ids, continuation: Ids) -> Option:
     """Both, and where the second begins; what follows nothing is given the first id to follow."""
     context = context or [0]
     return context + continuation, len(context)

@@ -11,11 +11,12 @@ from dataclasses import replace
 from itertools import groupby
 from math import fsum, hypot
 
+from rslm.evaluate.answers import LETTERS
 from rslm.evaluate.choice import Progress, Scorer, answer
-from rslm.evaluate.few_shot import Asked, begin_ids, choose_examples, cropped
+from rslm.evaluate.few_shot import Asked, Option, begin_ids, choose_examples, fitted
 from rslm.evaluate.questions import Question
 from rslm.evaluate.results import TaskResult, mean_and_error
-from rslm.evaluate.task_files import LETTERS, MmluQuestion, mmlu_text
+from rslm.evaluate.task_files import MmluQuestion, mmlu_text
 from rslm.tokenizer import Tokenizer
 
 N_SHOTS = 5
@@ -107,10 +108,11 @@ def _ask(
     context_length: int,
 ) -> Asked:
     """The options behind as many examples as there is room for."""
-    begin, after = begin_ids(tokenizer), [tokenizer.encode_ordinary(f" {c}") for c in continuations]
-    for n_dropped in range(len(shots) + 1):
+    after = [tokenizer.encode_ordinary(f" {text}") for text in continuations]
+
+    def options(n_dropped: int) -> list[Option]:
         text = "".join([head, *shots[n_dropped:], asked])
-        prompt = begin + tokenizer.encode_ordinary(text)
-        if len(prompt) + max(map(len, after)) <= context_length:
-            break
-    return cropped([(prompt + ids, len(prompt)) for ids in after], n_dropped, context_length)
+        prompt = begin_ids(tokenizer) + tokenizer.encode_ordinary(text)
+        return [(prompt + ids, len(prompt)) for ids in after]
+
+    return fitted(options, len(shots), context_length)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rslm.errors import FormatError
+from rslm.evaluate.answers import LETTERS
 from rslm.evaluate.archive import read_files
 from rslm.evaluate.example import Example
 
-LETTERS = "ABCD"
 # What a calculator was asked in GSM8K's solutions, as <<48/2=24>>.
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 

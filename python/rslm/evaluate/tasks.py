@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rslm.evaluate import procedural
-from rslm.evaluate.answers import AnswerFormat
+from rslm.evaluate.answers import LETTERS, AnswerFormat
 from rslm.evaluate.drawn import DrawnExamples, draw_test_examples, is_for_test
 from rslm.evaluate.equality import Symbolic
 from rslm.evaluate.example import Example, Grade
 from rslm.evaluate.grade import Check, Grader, check_countdown, make_check, make_grader
 from rslm.evaluate.task_files import (
-    LETTERS,
     load_gsm8k,
     load_jsonl,
     load_mmlu,
