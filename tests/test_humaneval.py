@@ -146,7 +146,7 @@ def test_code_is_found_in_linear_time() -> None:
 
 
 def test_task_rewards_code_that_passes(walls: None, file: Path, monkeypatch) -> None:
-    monkeypatch.setattr(humaneval, "_is_for_test", lambda problem: problem == LENGTHS)
+    monkeypatch.setattr(humaneval, "is_for_test", lambda prompt: prompt == LENGTHS.prompt)
     task = code_task(file, timeout_seconds=LONG)
     assert [example.prompt for example in task.train] == [ADD.prompt, DECODE.prompt]
     assert [example.prompt for example in task.test] == [LENGTHS.prompt]

@@ -7,11 +7,11 @@ helper functions of the prompt's own (`rslm.evaluate.sandbox`). So what a functi
 be plain data, which the answers to all problems are.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from rslm.evaluate.drawn import is_for_test
 from rslm.evaluate.example import Example, Grade
 from rslm.evaluate.sandbox import Program, SandboxResult, check_sandbox, run_all, run_untrusted
 from rslm.evaluate.task_files import CodeProblem, load_humaneval
@@ -22,8 +22,6 @@ STOP_SEQUENCES = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MEMORY_BYTES = 1 << 30
 # Of a fenced block of Markdown that says Python or nothing, what is in it.
 _FENCE = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
-# One problem in five is for the test.
-_TEST_SHARE = 5
 
 
 def truncate_completion(completion: str, stop_sequences: Sequence[str] = STOP_SEQUENCES) -> str:
@@ -138,8 +136,8 @@ def code_task(source: Path, *, timeout_seconds: float = 10.0, unsafe: bool = Fal
         passed = float(result.status == "passed")
         return Grade(passed, 1.0, passed, _REASONS[result.status])
 
-    train = [problem for problem in all_problems if not _is_for_test(problem)]
-    test = [problem for problem in all_problems if _is_for_test(problem)]
+    train = [problem for problem in all_problems if not is_for_test(problem.prompt)]
+    test = [problem for problem in all_problems if is_for_test(problem.prompt)]
     return Task("code", _examples(train), _examples(test), grade)
 
 
@@ -151,11 +149,6 @@ _REASONS = {
     "memory": "crash",
     "killed": "crash",
 }
-
-
-def _is_for_test(problem: CodeProblem) -> bool:
-    digest = hashlib.blake2b(problem.prompt.encode(), digest_size=8, person=b"split").digest()
-    return int.from_bytes(digest, "big") % _TEST_SHARE == 0
 
 
 def _examples(problems: Sequence[CodeProblem]) -> tuple[Example, ...]:

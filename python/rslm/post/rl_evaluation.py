@@ -1,10 +1,9 @@
 """How well held-out questions are answered: sampled, by the best of k, and greedily."""
 
-import math
-import statistics
 from collections.abc import Sequence
 
 from rslm.batches import counter_seed
+from rslm.evaluate.results import finite, mean_and_error
 from rslm.evaluate.tasks import Task
 from rslm.post.rl_config import RlConfig
 from rslm.post.rl_rollouts import gather_rollouts, sample_requests
@@ -67,10 +66,8 @@ def rate(name: str, values: Sequence[float]) -> Row:
     >>> rate("right", [0.0, 1.0, 1.0, 1.0])
     {'right': 0.75, 'right_stderr': 0.25}
     """
-    error = None
-    if len(values) > 1:
-        error = statistics.stdev(values) / math.sqrt(len(values))
-    return {name: statistics.fmean(values), f"{name}_stderr": error}
+    mean, error = mean_and_error(values)
+    return {name: mean, f"{name}_stderr": finite(error)}
 
 
 def shown_answers(
