@@ -18,7 +18,7 @@ from tiny_models import tiny_model, tiny_tokenizer, write_tiny_model
 from rslm import cli
 from rslm.evaluate import suite
 from rslm.evaluate.drawn import is_for_test
-from rslm.evaluate.evaluations import Evaluation, ModelIdentity
+from rslm.evaluate.evaluations import EvaluationRecord, ModelIdentity
 from rslm.evaluate.results import TaskResult, mean_and_error
 from rslm.evaluate.suite import evaluate_tasks, scores_over_tasks
 from rslm.evaluate.task_plan import EvalSettings, Examinee, plan_tasks
@@ -98,11 +98,11 @@ def test_other_weights_are_measured_again(folder: Path):
     models[1].lm_head.weight.data[0, 0] += 1
     first, second = (ModelIdentity.of(model, TOKENIZER) for model in models)
     path = folder / "evaluations" / "a.json"
-    Evaluation(path, first, {}).add(result, {"n_shots": 1})
-    again = Evaluation(path, first, {})
+    EvaluationRecord(path, first, {}).add(result, {"n_shots": 1})
+    again = EvaluationRecord(path, first, {})
     assert again.find("t", {"n_shots": 1}) == replace(result, stderr=None)
     assert again.find("t", {"n_shots": 2}) is None
-    assert Evaluation(path, second, {}).find("t", {"n_shots": 1}) is None
+    assert EvaluationRecord(path, second, {}).find("t", {"n_shots": 1}) is None
 
 
 @pytest.mark.slow
@@ -258,14 +258,14 @@ def test_the_record_is_json_whatever_the_numbers(folder: Path):
     path = folder / "evaluations" / "a.json"
     details = {"inner": {"stderr": math.inf}}
     result = TaskResult(name="t", metric="loss", value=math.nan, stderr=None, n=1, details=details)
-    kept, other = Evaluation(path, identity, {}), Evaluation(path, identity, {})
+    kept, other = EvaluationRecord(path, identity, {}), EvaluationRecord(path, identity, {})
     kept.add(result, {})
     other.add(replace(result, name="u"), {})
     kept.write({"CORE": {"stderr": math.inf}})
     text = path.read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    found = Evaluation(path, identity, {})
+    found = EvaluationRecord(path, identity, {})
     assert found.find("u", {}) is not None
     assert math.isnan(found.find("t", {}).value)
 

@@ -15,9 +15,8 @@ from rslm.terminal import note, print_table
 
 if TYPE_CHECKING:
     from rslm.evaluate.results import TaskResult
+    from rslm.evaluate.suite import Watch
     from rslm.evaluate.task_plan import EvalSettings, PlannedTask
-
-Watch = Callable[[str], Callable[[int, int], object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def _check(options: EvalOptions) -> None:
 def _evaluate(
     run: Path, planned: "list[PlannedTask]", options: EvalOptions, settings: "EvalSettings"
 ) -> "list[TaskResult]":
-    from rslm.evaluate.evaluations import FOLDER, Evaluation, ModelIdentity
+    from rslm.evaluate.evaluations import FOLDER, EvaluationRecord, ModelIdentity
     from rslm.evaluate.suite import run_tasks, scores_over_tasks
     from rslm.evaluate.task_plan import Examinee
     from rslm.infer.load import load_chat_format, load_run
@@ -115,7 +114,7 @@ def _evaluate(
     chat_format = load_chat_format(run, tokenizer)
     path = run / FOLDER / f"{options.name or options.suite or 'tasks'}.json"
     asked = {name: value for name, value in asdict(settings).items() if name != "data"}
-    kept = Evaluation(path, ModelIdentity.of(model, tokenizer), asked)
+    kept = EvaluationRecord(path, ModelIdentity.of(model, tokenizer), asked)
     n_kept = sum(kept.find(task.name, task.options) is not None for task in planned)
     if n_kept:
         note(f"{path} has {n_kept} of {len(planned)} results already")
@@ -127,7 +126,7 @@ def _evaluate(
 
 
 @contextmanager
-def shown_progress(n_tasks: int) -> Iterator[Watch]:
+def shown_progress(n_tasks: int) -> "Iterator[Watch]":
     """What to tell of tasks: a bar with rate and time left on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty():
         yield lambda name: lambda done, n: None

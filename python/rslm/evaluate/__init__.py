@@ -1,1 +1,1 @@
-"""Measuring a model: its loss on held-out text, and how well it compresses that text."""
+"""Measuring a model: its loss on texts, and how it does on tasks; marking what it answers."""

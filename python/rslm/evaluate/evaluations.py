@@ -37,7 +37,7 @@ class ModelIdentity:
         return cls(weights_hash(model), tokenizer.sha256, to_record(model.config))
 
 
-class Evaluation:
+class EvaluationRecord:
     """The results of one model that are kept in a file, each as soon as it is there.
 
     A result is found again by what decided it: the weights, the tokenizer, the task's options

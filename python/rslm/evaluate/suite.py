@@ -6,7 +6,7 @@ from typing import Any
 
 from rslm.evaluate.choice import Progress
 from rslm.evaluate.core import BaselineVersion, core_score
-from rslm.evaluate.evaluations import Evaluation
+from rslm.evaluate.evaluations import EvaluationRecord
 from rslm.evaluate.results import TaskResult, notes
 from rslm.evaluate.task_plan import EvalSettings, Examinee, PlannedTask, plan_tasks
 from rslm.model import Transformer
@@ -39,7 +39,7 @@ def run_tasks(
     examinee: Examinee,
     planned: Sequence[PlannedTask],
     *,
-    kept: Evaluation | None = None,
+    kept: EvaluationRecord | None = None,
     watch: Watch = lambda name: lambda done, n: None,
 ) -> list[TaskResult]:
     """The results of planned tasks; those that are kept are not evaluated again.

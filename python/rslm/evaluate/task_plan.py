@@ -267,7 +267,7 @@ def _plan_words(spec: str, kind: str, settings: EvalSettings) -> PlannedTask:
     markers: dict[str, Marker] = {"strict" if kind == "gsm8k" else "accuracy": task.grade}
     if kind == "gsm8k" and answer_format is None:
         markers["flexible"] = make_grader("flexible", make_check("rational"))
-    shots: Sequence[Example] = task.train[: min(len(task.train), 64)] if n_shots else ()
+    shots: Sequence[Example] = task.train[:64] if n_shots else ()
     prompts_by_chat = settings.prompt is None and kind in PROCEDURAL and not n_shots
 
     def run(examinee: Examinee, progress: Progress) -> TaskResult:
