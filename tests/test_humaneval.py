@@ -1,21 +1,16 @@
-"""HumanEval on a miniature of its file: what passes, what does not, and rewards for a task."""
+"""HumanEval on problems of its form: what passes, what does not, and the task's result."""
 
-import gzip
-import json
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from tiny_models import tiny_model, tiny_tokenizer
 
-from rslm.evaluate import humaneval
-from rslm.evaluate.humaneval import (
-    code_of_response,
-    code_task,
-    count_passes,
-    evaluate_code,
-    truncate_completion,
-)
+from rslm.evaluate.generation import GenerationOptions
+from rslm.evaluate.humaneval import evaluate_code, evaluate_humaneval, truncate_completion
 from rslm.evaluate.sandbox import check_sandbox
-from rslm.evaluate.task_files import CodeProblem, load_humaneval
+from rslm.evaluate.task_files import CodeProblem
+from rslm.infer.engine import Engine
 
 # The tests' own bound against a machine that is busy.
 LONG = 120.0
@@ -46,6 +41,7 @@ LENGTHS = CodeProblem(
     "    return {word: len(word) for word in words}\n",
 )
 PROBLEMS = [ADD, DECODE, LENGTHS]
+TOKENIZER = tiny_tokenizer(has_chat=False)
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +50,6 @@ def walls() -> None:
         check_sandbox()
     except OSError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "HumanEval.jsonl"
-    path.write_text("".join(json.dumps(record(problem)) + "\n" for problem in PROBLEMS))
-    return path
-
-
-def record(problem: CodeProblem) -> dict[str, str]:
-    return {
-        "task_id": problem.task_id,
-        "prompt": problem.prompt,
-        "entry_point": problem.entry_point,
-        "canonical_solution": problem.solution,
-        "test": problem.test,
-    }
 
 
 def statuses(problems: list[CodeProblem], completions: list[str]) -> list[str]:
@@ -89,13 +68,6 @@ def test_completion_cannot_change_what_tests_call(walls: None) -> None:
     assert statuses([DECODE], [cheat]) == ["failed"]
     early = "    pass\nimport sys\nsys.exit(0)\n"
     assert statuses([DECODE], [early]) == ["failed"]
-
-
-def test_counts_of_samples(walls: None) -> None:
-    problems = [ADD, ADD, ADD, LENGTHS]
-    completions = ["    return a + b", "    return 0", "    return b + a\ndef f(:", "    return {}"]
-    results = evaluate_code(problems, completions, timeout_seconds=LONG)
-    assert count_passes(problems, results) == {"Mini/0": (3, 2), "Mini/2": (1, 0)}
 
 
 def test_unequal_numbers_are_refused() -> None:
@@ -119,75 +91,42 @@ def test_completion_is_cut_outside_the_function(completion: str, kept: str | Non
     assert truncate_completion(completion) == (completion if kept is None else kept)
 
 
-def test_code_is_found_in_responses() -> None:
-    body = "def add(a, b):\n    return a + b"
-    whole = f"{ADD.prompt}\n\n{body}\n"
-    for response in [
-        f"Here:\n```python\n{body}\n```\nThat is all.",
-        f"```\n{body}\n```",
-        f"```py\nprint(1)\n```\nor\n```python\n{body}\n```\nuse\n```python\nadd(1, 2)\n```",
-        f"```python\ndef add(a, b): pass\n```\nBetter:\n```Python3\n{body}\n```",
-        f"```python\n{body}",
-        body,
-    ]:
-        assert code_of_response(response, ADD) == whole, response
-    assert code_of_response("    return a + b\n\ndef f(): pass", ADD) == (
-        f"{ADD.prompt}    return a + b\n"
-    )
-    assert code_of_response("```python\nadd = lambda a, b: a + b\n```", ADD) is not None
-    assert code_of_response("```python\nprint(1)\n```", ADD) is None
-    assert code_of_response("```python\ndef add_up(a, b): pass\n```", ADD) is None
+@pytest.fixture
+def engine(walls: None) -> Engine:
+    return Engine(tiny_model(TOKENIZER, context_length=256), TOKENIZER)
 
 
-def test_code_is_found_in_linear_time() -> None:
-    assert code_of_response("```python\n" * 100_000, ADD) is None
-    assert code_of_response("`" * 1_000_000, ADD) is not None
-    assert code_of_response("def " * 300_000 + "\n" * 300_000, ADD) is not None
+def writes(engine: Engine, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Lets the engine give these texts in turn; the prompts and parameters that it was given."""
+    seen: list[Any] = []
+    generate = engine.generate
+
+    def given(prompts: Any, parameters: Any) -> Any:
+        seen.extend(zip(prompts, parameters, strict=True))
+        drawn = generate(prompts, parameters)
+        return [replace(one, text=text) for one, text in zip(drawn, texts, strict=True)]
+
+    monkeypatch.setattr(engine, "generate", given)
+    return seen
 
 
-def test_task_rewards_code_that_passes(walls: None, file: Path, monkeypatch) -> None:
-    monkeypatch.setattr(humaneval, "is_for_test", lambda prompt: prompt == LENGTHS.prompt)
-    task = code_task(file, timeout_seconds=LONG)
-    assert [example.prompt for example in task.train] == [ADD.prompt, DECODE.prompt]
-    assert [example.prompt for example in task.test] == [LENGTHS.prompt]
-    for example in [*task.train, *task.test]:
-        assert example.answer is not None
-        grade = task.grade(example.answer, example)
-        assert (grade.reward, grade.format_reward, grade.reason) == (1.0, 1.0, "right")
-    add = task.train[0]
-    for response, reason in {
-        "    return a - b": "wrong",
-        "```python\nprint('hello')\n```": "no answer",
-        "    import ctypes\n    ctypes.string_at(8)": "crash",
-        "    return bytearray(10 << 30)": "crash",
-        "    while True: print('x' * 10000)": "wrong",
-    }.items():
-        grade = task.grade(response, add)
-        assert (grade.reward, grade.answer_reward, grade.reason) == (0.0, 0.0, reason)
-        assert grade.format_reward == float(reason != "no answer")
-    assert task.grade(None, add).reason == "no answer"
-    hasty = code_task(file, timeout_seconds=0.2)
-    assert hasty.grade("    while True: pass", add).reason == "timeout"
+def test_right_and_wrong_completions(engine: Engine, monkeypatch) -> None:
+    texts = [ADD.solution, "    return text\n", f"{LENGTHS.solution}\nprint('more')\n"]
+    seen = writes(engine, texts, monkeypatch)
+    result = evaluate_humaneval(PROBLEMS, engine, GenerationOptions(max_new_tokens=4))
+    assert (result.name, result.n, result.metric) == ("humaneval", 3, "accuracy")
+    assert result.value == pytest.approx(2 / 3)
+    assert result.details == {"failed": 1, "passed": 2}
+    ids, parameters = seen[0]
+    assert ids == [TOKENIZER.end_of_text, *TOKENIZER.encode_ordinary(ADD.prompt)]
+    assert "\ndef" in parameters.stop
 
 
-def test_task_divides_by_the_problem_alone(walls: None, tmp_path: Path) -> None:
-    def divide(numbers: list[int]) -> tuple[set[str], set[str]]:
-        path = tmp_path / "HumanEval.jsonl.gz"
-        lines = [json.dumps({**record(ADD), "prompt": f"# {i}\n{ADD.prompt}"}) for i in numbers]
-        path.write_bytes(gzip.compress("\n".join(lines).encode()))
-        task = code_task(path)
-        return {e.prompt for e in task.train}, {e.prompt for e in task.test}
-
-    train, test = divide([*range(40)])
-    assert len(train) + len(test) == 40
-    assert 2 <= len(test) <= 16
-    again = divide([*range(39, -1, -1)])
-    assert again == (train, test)
-
-
-def test_equal_prompts_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "HumanEval.jsonl"
-    path.write_text((json.dumps(record(ADD)) + "\n") * 2)
-    with pytest.raises(ValueError, match="every prompt once"):
-        code_task(path)
-    assert len(load_humaneval(path)) == 2
+def test_several_samples_give_pass_at_k(engine: Engine, monkeypatch) -> None:
+    wrong = "    return None\n"
+    writes(engine, [ADD.solution, wrong, wrong, wrong, wrong, wrong], monkeypatch)
+    options = GenerationOptions(n_samples=2, temperature=1.0, max_new_tokens=4)
+    result = evaluate_humaneval(PROBLEMS, engine, options)
+    assert result.value == result.details["accuracy"] == pytest.approx(1 / 6)
+    assert result.details["pass@2"] == pytest.approx(1 / 3)
+    assert (result.details["passed"], result.details["failed"]) == (1, 5)

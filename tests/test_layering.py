@@ -66,7 +66,7 @@ TORCH_FREE = [
     *["token_file", "token_file_writer", "permutation", "architecture", "parametrisation"],
     *["config", "reference", "group_rules", "schedules", "corpus", "tokenizer", "data.*"],
     *["evaluate.sandbox", "evaluate.sandbox_child", "evaluate.sandbox_messages"],
-    *["evaluate.humaneval", "run_folder", "runs", "series", "data_report.*", "chat"],
+    *["run_folder", "runs", "series", "data_report.*", "chat"],
     *["infer.admission", "infer.blocks", "infer.options", "infer.parameters", "infer.stopping"],
     *["post.post_config", "post.dpo_config"],
     *["train_config", "terminal", "text_run", "depth_dial", "packing", "packing_reference"],

@@ -1,27 +1,28 @@
 """HumanEval: completions of functions, judged by the tests of each problem in the sandbox.
 
 Source: Chen et al. 2021 (arXiv:2107.03374): 164 problems, completions cut at the stop
-sequences of section 2.1, pass@k of section 2.1 from the counts (n, c) of `count_passes`. We
-differ in how a test runs: not behind the completion in its process, but in another one, on
-helper functions of the prompt's own (`rslm.evaluate.sandbox`). So what a function returns must
-be plain data, which the answers to all problems are.
+sequences of section 2.1, and its pass@k. We differ in how a test runs: not behind the
+completion in its process, but in another one, on helper functions of the prompt's own
+(`rslm.evaluate.sandbox`). So what a function returns must be plain data, which the answers to
+all problems are.
 """
 
-import re
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from rslm.evaluate.drawn import is_for_test
-from rslm.evaluate.example import Example, Grade
-from rslm.evaluate.sandbox import Program, SandboxResult, check_sandbox, run_all, run_untrusted
-from rslm.evaluate.task_files import CodeProblem, load_humaneval
-from rslm.evaluate.tasks import Task
+from rslm.evaluate.choice import Progress
+from rslm.evaluate.example import Example
+from rslm.evaluate.few_shot import begin_ids, choose_examples
+from rslm.evaluate.generation import GenerationOptions, respond, result_of
+from rslm.evaluate.prompts import BuiltPrompt
+from rslm.evaluate.results import TaskResult
+from rslm.evaluate.sandbox import Program, SandboxResult, run_all
+from rslm.evaluate.task_files import CodeProblem
+from rslm.infer.engine import Engine
 
 STOP_SEQUENCES = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """A completion ends where one of these begins: a line outside the function."""
 MEMORY_BYTES = 1 << 30
-# Of a fenced block of Markdown that says Python or nothing, what is in it.
-_FENCE = re.compile(r"```(?:python3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 def truncate_completion(completion: str, stop_sequences: Sequence[str] = STOP_SEQUENCES) -> str:
@@ -32,22 +33,6 @@ def truncate_completion(completion: str, stop_sequences: Sequence[str] = STOP_SE
     """
     ends = (completion.find(stop) for stop in stop_sequences)
     return completion[: min((end for end in ends if end >= 0), default=len(completion))]
-
-
-def code_of_response(response: str, problem: CodeProblem) -> str | None:
-    """The program that a chat's response makes of a problem, or None where there is no code.
-
-    It is the last fenced block that defines the function, behind the prompt, whose imports and
-    helpers it may use. A response without a fence is such a block itself, or goes on where the
-    prompt ends, as a completion does.
-    """
-    name = re.escape(problem.entry_point)
-    head = re.compile(rf"^(?:(?:async[ \t]+)?def[ \t]+{name}\b|{name}[ \t]*=)", re.MULTILINE)
-    blocks = [match.group(1) for match in _FENCE.finditer(response)]
-    defining = [block for block in blocks or [response] if head.search(block)]
-    if defining:
-        return f"{problem.prompt}\n\n{defining[-1]}\n"
-    return None if blocks else problem.prompt + truncate_completion(response)
 
 
 def judging_text(problem: CodeProblem) -> str:
@@ -90,73 +75,46 @@ def evaluate_code(
     )
 
 
-def count_passes(
-    problems: Sequence[CodeProblem], results: Sequence[SandboxResult]
-) -> dict[str, tuple[int, int]]:
-    """Of each task_id how many samples there were, and how many passed: the n and c of pass@k.
+def evaluate_humaneval(
+    problems: Sequence[CodeProblem],
+    engine: Engine,
+    options: GenerationOptions,
+    *,
+    max_examples: int | None = None,
+    progress: Progress = lambda done, n: None,
+) -> TaskResult:
+    """The share of completions that pass the tests of their problem, in the sandbox.
 
-    A problem that was sampled n times stands n times in `problems`, as in `evaluate_code`.
-    """
-    counts: dict[str, tuple[int, int]] = {}
-    for problem, result in zip(problems, results, strict=True):
-        n, c = counts.get(problem.task_id, (0, 0))
-        counts[problem.task_id] = (n + 1, c + (result.status == "passed"))
-    return counts
-
-
-def code_task(source: Path, *, timeout_seconds: float = 10.0, unsafe: bool = False) -> Task:
-    """The task of completing functions, from a file of HumanEval's form.
-
-    A hash of the problem decides whether it is to train or to test on. A response is marked in
-    the sandbox: "right", "wrong", "timeout", "crash" (memory and signals too), or "no answer"
-    where none of its fenced blocks defines the function; only then is the format wrong.
+    In `details` what came of the others. The prompt is the head of the function as it is, behind
+    end of text.
 
     Raises:
-        OSError: there is nothing at `source`, or the sandbox cannot be closed here.
-        ValueError: a line is no problem, or two problems have the same prompt.
+        OSError: the sandbox cannot be closed here; nothing that was written is run.
     """
-    all_problems = load_humaneval(source)
-    problems = {problem.prompt: problem for problem in all_problems}
-    if len(problems) != len(all_problems):
-        raise ValueError(f"{source} must hold every prompt once")
-    check_sandbox(unsafe=unsafe)
+    started = time.perf_counter()
+    chosen = [problems[number] for number in choose_examples(len(problems), max_examples)]
+    tokenizer = engine.tokenizer
 
-    def grade(response: str | None, example: Example) -> Grade:
-        problem = problems[example.prompt]
-        code = None if response is None else code_of_response(response, problem)
-        if code is None:
-            return Grade(0.0, 0.0, 0.0, "no answer")
-        result = run_untrusted(
-            code,
-            test=judging_text(problem),
-            timeout_seconds=timeout_seconds,
-            memory_bytes=MEMORY_BYTES,
-            unsafe=unsafe,
-        )
-        passed = float(result.status == "passed")
-        return Grade(passed, 1.0, passed, _REASONS[result.status])
+    def build(example: Example, n_dropped: int) -> BuiltPrompt:
+        token_ids = begin_ids(tokenizer) + tokenizer.encode_ordinary(example.prompt)
+        return BuiltPrompt(token_ids, STOP_SEQUENCES, (), keep_stop=False)
 
-    train = [problem for problem in all_problems if not is_for_test(problem.prompt)]
-    test = [problem for problem in all_problems if is_for_test(problem.prompt)]
-    return Task("code", _examples(train), _examples(test), grade)
-
-
-_REASONS = {
-    "passed": "right",
-    "failed": "wrong",
-    "output": "wrong",
-    "timeout": "timeout",
-    "memory": "crash",
-    "killed": "crash",
-}
-
-
-def _examples(problems: Sequence[CodeProblem]) -> tuple[Example, ...]:
-    return tuple(
-        Example(number, problem.prompt, problem.solution, _worked_answer(problem))
-        for number, problem in enumerate(problems)
+    # By its name and not its place: whichever are asked, its draws are the same.
+    numbers = {problem.task_id: number for number, problem in enumerate(problems)}
+    examples = [Example(numbers[one.task_id], one.prompt, one.solution) for one in chosen]
+    responses = respond(engine, examples, build, options, progress=progress)
+    repeated = [problem for problem in chosen for _ in range(options.n_samples)]
+    texts = [one.text for own in responses.completions for one in own]
+    statuses = [result.status for result in evaluate_code(repeated, texts)]
+    passed = [float(status == "passed") for status in statuses]
+    n = options.n_samples
+    result = result_of(
+        "humaneval",
+        {"accuracy": [passed[i : i + n] for i in range(0, len(passed), n)]},
+        responses,
+        n_shots=0,
+        n_unparsed=0,
+        started=started,
     )
-
-
-def _worked_answer(problem: CodeProblem) -> str:
-    return f"```python\n{problem.prompt}{problem.solution.rstrip()}\n```"
+    result.details.update({status: statuses.count(status) for status in sorted(set(statuses))})
+    return result

@@ -14,7 +14,6 @@ from typing import Any
 from rslm.chat import ChatFormat
 from rslm.evaluate.archive import read_files
 from rslm.evaluate.choice import Progress, evaluate_questions
-from rslm.evaluate.code_completion import evaluate_humaneval
 from rslm.evaluate.continuations import ContinuationScorer
 from rslm.evaluate.core import CORE_TASKS, core_files
 from rslm.evaluate.evaluations import digest
@@ -22,6 +21,7 @@ from rslm.evaluate.example import Example
 from rslm.evaluate.few_shot import Dialect
 from rslm.evaluate.generation import GenerationOptions, Marker, evaluate_generation
 from rslm.evaluate.grade import make_check, make_grader
+from rslm.evaluate.humaneval import evaluate_humaneval
 from rslm.evaluate.mmlu import N_SHOTS, evaluate_mmlu
 from rslm.evaluate.prompts import PROMPTS
 from rslm.evaluate.questions import Question, are_questions, read_questions
