@@ -3,8 +3,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from matplotlib.figure import Figure
 import torch
+from matplotlib.figure import Figure
 
 from rslm import run_log
 from rslm.run_folder import AppendedFile

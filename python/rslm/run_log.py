@@ -174,6 +174,7 @@ def write_loss_curve(run: Path, title: str) -> None:
 def write_curve(run: Path, title: str, metric: str, label: str) -> None:
     """Draws a metric of training and, as `val_...`, of validation: `METRIC_curve.png`."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = read_metrics(run / "metrics.jsonl")
     trained = [row for row in rows if row.get(metric) is not None]
@@ -195,7 +196,7 @@ def write_curve(run: Path, title: str, metric: str, label: str) -> None:
             label=f"validation: {_score(validated[-1], metric)}",
         )
     axes.set(xlabel="step", ylabel=label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_title(title, loc="left")
     axes.grid(color="#e2e2e2", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
