@@ -36,6 +36,7 @@ def small(name):
     return record | {"batch_size": 2}
 
 chain.read_preset = small
+full.WORKED_BYTES = 20_000
 full.mark = lambda task, answer: float(sum(answer.token_ids) % 2)
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
@@ -169,6 +170,7 @@ def test_full_demo_compares_four_models(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_full_demo_killed_in_each_part_comes_to_the_same_end(folder: Path) -> None:
     whole = run(folder, *ARGUMENTS, "--out", "whole")
     assert whole.returncode == 0, whole.stderr
