@@ -311,6 +311,16 @@ def test_wrong_options_are_one_sentence_and_leave_no_run(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_is_no_place_for_its_own_run(tmp_path: Path):
+    config = tiny_sft(tmp_path, n_steps=1, valid=())
+    sft(config)
+    before = (config.out / "config.toml").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="out must be another folder than base"):
+            sft(replace(config, base=config.out), resume=resume)
+    assert (config.out / "config.toml").read_bytes() == before
+
+
 def test_a_base_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_lines(tmp_path / "c.jsonl", made_up(3))
     arguments = ["sft", str(tmp_path), "--data", str(tmp_path / "c.jsonl"), "--device", "cpu"]

@@ -108,6 +108,8 @@ def open_start(
     """
     console = console or open_console()
     require_trackers(config.trackers)
+    if config.base.resolve() == config.out.resolve():
+        raise ValueError(f"out must be another folder than base, got {config.out} for both")
     config = remembered(config) if resume else config
     if not has_checkpoint(config.out) and not (config.base / CONFIG).is_file():
         raise FileNotFoundError(f"base must be a run or model folder, and {config.base} is none")
