@@ -12,7 +12,7 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from rslm.post import course
+from rslm.post import course, json_lines
 from rslm.post.packed_sft import alpaca_prompt
 from rslm.tokenizer import Tokenizer
 
@@ -409,8 +409,8 @@ def test_packed_sft_dataset_shuffles_documents(pair: Pair, tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{", r"line 2: must be a JSON object"),
-        ("[" * 100_000, r"line 2: must be a JSON object"),
+        ("{", r"line 2: must be JSON"),
+        ("[" * 100_000, r"line 2: must be JSON"),
         ("[]", 'line 2: must be an object with the texts "prompt", "response"'),
         ('{"prompt": "a"}', "line 2: must be an object with the texts"),
         ('{"prompt": "a", "response": 1}', "line 2: must be an object with the texts"),
@@ -421,6 +421,16 @@ def test_packed_sft_dataset_refuses(tmp_path: Path, line: str, sentence: str):
     path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=sentence):
         course.PackedSFTDataset(tiny_tokenizer(has_chat=False), path, 4)
+
+
+def test_packed_sft_dataset_reads_no_line_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
+    with gzip.open(tmp_path / "sft.jsonl.gz", "wb") as file:
+        file.write(b"x" * 101)
+    with pytest.raises(ValueError, match="line 1: a line must have at most 100 bytes"):
+        course.PackedSFTDataset(tiny_tokenizer(has_chat=False), tmp_path / "sft.jsonl.gz", 4)
 
 
 def test_per_instance_dpo_loss(pair: Pair):

@@ -11,7 +11,7 @@ from tiny_models import tiny_tokenizer
 
 from rslm.chat import CHATML_TOKENS, ChatFormat
 from rslm.errors import FormatError
-from rslm.post import pairs as pairs_module
+from rslm.post import json_lines
 from rslm.post.pairs import (
     Answer,
     Pair,
@@ -145,9 +145,9 @@ def test_refuses_bytes_that_are_no_text_and_lines_without_end(
     path.write_bytes(b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}\n')
     with pytest.raises(ValueError, match="line 1"):
         read(path)
-    monkeypatch.setattr(pairs_module, "_MAX_LINE", 100)
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
     write(path, ROW | {"chosen": "x" * 100})
-    with pytest.raises(ValueError, match="line 1: must be at most 100 bytes"):
+    with pytest.raises(ValueError, match="line 1: a line must have at most 100 bytes"):
         read(path)
     with pytest.raises(FileNotFoundError, match=r"holds no .jsonl file"):
         read(write_folder(tmp_path / "empty"))

@@ -13,7 +13,7 @@ from tiny_models import tiny_tokenizer
 
 from rslm.chat import END, ChatFormat
 from rslm.errors import FormatError
-from rslm.post import sft_data
+from rslm.post import json_lines, sft_data
 from rslm.post.sft_data import COUNTS, ChatFile, read_chats, write_chats
 
 END_ID = TOKENIZER.special_tokens[END]
@@ -138,9 +138,9 @@ def test_bytes_that_are_no_text_and_endless_lines_are_refused(
 ):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"prompt": "\xff", "answer": "a"}\n')
-    with pytest.raises(ValueError, match="line 1 must be JSON"):
+    with pytest.raises(ValueError, match="line 1: must be JSON"):
         list(read_chats([path]))
-    monkeypatch.setattr(sft_data, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 100)
     path.write_bytes(b" " * 101)
     with pytest.raises(ValueError, match="at most 100 bytes"):
         list(read_chats([path]))

@@ -1,7 +1,6 @@
 """Instructions and answers as one stream of ids, cut into pieces of equal length."""
 
 import gzip
-import json
 import os
 import random
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rslm.post.json_lines import read_json_lines
 from rslm.tokenizer import Tokenizer
 
 _ALPACA = (
@@ -109,15 +109,9 @@ def begin_ids(tokenizer: Any) -> list[int]:
 def _read_documents(path: str | os.PathLike[str]) -> list[str]:
     """The text of each line's document, without what begins and ends it."""
     documents = []
-    with gzip.open(path, "rb") if os.fspath(path).endswith(".gz") else open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{os.fspath(path)}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: must be a JSON object ({error})") from None
+    opened: Any = gzip.open if os.fspath(path).endswith(".gz") else open
+    with opened(path, "rb") as file:
+        for where, row in read_json_lines(file, os.fspath(path)):
             prompt, response = (
                 (row.get("prompt"), row.get("response")) if isinstance(row, dict) else (None, None)
             )

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from rslm.chat import ChatFormat
 from rslm.errors import one_line
 from rslm.permutation import permute
+from rslm.post.json_lines import MAX_LINE_BYTES, read_json_lines
 from rslm.post.rollout import Rollout, read_rollouts
 
-_MAX_LINE = 16 << 20
 _KEYS = ("prompt", "chosen", "rejected")
 
 
@@ -205,7 +205,7 @@ def pairs_hash(pairs: Sequence[Pair]) -> str:
 def _holds_rollouts(path: Path) -> bool:
     """Whether a file begins with a line that is more like a rollout than like a pair."""
     with open(path, "rb") as file:
-        line = file.readline(_MAX_LINE)
+        line = file.readline(MAX_LINE_BYTES)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -215,17 +215,11 @@ def _holds_rollouts(path: Path) -> bool:
 
 def _written_pairs(path: Path, chat_format: ChatFormat) -> Iterator[tuple[str, Pair]]:
     with open(path, "rb") as file:
-        for number in itertools.count(1):
-            if not (line := file.readline(_MAX_LINE + 1)):
-                return
-            where = f"{path}, line {number}"
-            if len(line) > _MAX_LINE:
-                raise ValueError(f"{where}: must be at most {_MAX_LINE} bytes long")
-            if line.strip():
-                try:
-                    yield where, _rendered(json.loads(line), chat_format)
-                except (ValueError, TypeError, RecursionError) as error:
-                    raise ValueError(f"{where}: {one_line(str(error))}") from None
+        for where, record in read_json_lines(file, path):
+            try:
+                yield where, _rendered(record, chat_format)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(f"{where}: {one_line(str(error))}") from None
 
 
 def _rendered(record: Any, chat_format: ChatFormat) -> Pair:

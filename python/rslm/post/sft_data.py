@@ -20,6 +20,7 @@ from rslm.errors import FormatError
 from rslm.files import write_atomically
 from rslm.infer.model_folder import new_path
 from rslm.packing import document_bounds
+from rslm.post.json_lines import read_json_lines
 from rslm.post.mask_plane import MaskPlane, MaskWriter
 from rslm.token_file import TokenFile
 from rslm.token_file_writer import TokenizerRecord, write_token_file
@@ -27,8 +28,6 @@ from rslm.tokenizer import Tokenizer
 
 TooLong = Literal["cut", "leave-out", "refuse"]
 
-MAX_LINE_BYTES = 1 << 26
-"""Longest line that is read: 64 MiB, far above any conversation, so that no file fills memory."""
 _SHARD_TOKENS = 1 << 24
 COUNTS = "chats.json"
 
@@ -81,21 +80,8 @@ def read_chats(paths: Sequence[Path]) -> Iterator[Chat]:
     """
     for path in paths:
         with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                place = f"{path}, line {number}"
-                if len(line) > MAX_LINE_BYTES:
-                    raise ValueError(f"{place}: a line must have at most {MAX_LINE_BYTES} bytes")
-                if line.strip():
-                    yield Chat(_messages_of(_parsed(line, place), place), place)
-
-
-def _parsed(line: bytes, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} must be JSON: {error!s:.200}") from None
+            for place, record in read_json_lines(file, path):
+                yield Chat(_messages_of(record, place), place)
 
 
 def _messages_of(record: Any, place: str) -> Sequence[Message]:
