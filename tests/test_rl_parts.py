@@ -27,7 +27,7 @@ from rslm.post.rl_config import RlConfig, RlOptimizerConfig, reward_weights
 from rslm.post.rl_evaluation import rate
 from rslm.post.rl_presets import PRESETS
 from rslm.post.rl_rewards import grade_rollouts, overlong_penalty
-from rslm.post.rl_rollouts import step_questions
+from rslm.post.rl_rollouts import Collected, rollout_measures, step_questions
 from rslm.post.rollout import Rollout
 
 
@@ -152,15 +152,19 @@ def test_reward_is_the_weighted_sum_of_its_parts() -> None:
         "answer": 1.0,
         "format": 1.0,
         "timeout": 0.0,
+        "crash": 0.0,
         "overlong": -1.0,
     }
 
 
-def test_grader_without_time_gives_no_reward_and_is_counted() -> None:
-    (graded,) = grade_rollouts(make_task("timeout"), [rollout(text="8")], config())
-    assert graded.reward == 0.0
-    assert graded.reward_parts is not None
-    assert graded.reward_parts["timeout"] == 1.0
+@pytest.mark.parametrize("reason", ["timeout", "crash"])
+def test_grader_that_did_not_finish_gives_no_reward_and_is_counted(reason: str) -> None:
+    drawn = [rollout(0, 0, text="8"), rollout(0, 1)]
+    graded = grade_rollouts(make_task(reason), drawn, config())
+    assert [each.reward for each in graded] == [0.0, 1.0]
+    row = rollout_measures(Collected(rollouts=graded), config(group_size=2))
+    counts = {"timeout": row["grader_timeouts"], "crash": row["grader_crashes"]}
+    assert counts == {"timeout": 0, "crash": 0} | {reason: 1}
 
 
 def test_random_reward_is_a_fair_coin_of_the_seed_alone() -> None:

@@ -12,9 +12,9 @@ from rslm.post.rollout import Rollout
 def grade_rollouts(task: Task, rollouts: Sequence[Rollout], config: RlConfig) -> list[Rollout]:
     """The rollouts with their reward and its parts.
 
-    Parts are the task's "task", "answer" and "format"; "timeout", 1 where a grader had no time to
-    come to an end; and those that the options name beside them. Each is a function of the
-    rollout alone.
+    Parts are the task's "task", "answer" and "format"; "timeout" and "crash", 1 where a grader
+    had no time to come to an end or did not live to it, for which nobody calls the answer wrong;
+    and those that the options name beside them. Each is a function of the rollout alone.
 
     Raises:
         FloatingPointError: a reward is not finite.
@@ -36,7 +36,7 @@ def _parts(
         "task": float(grade.reward),
         "answer": float(grade.answer_reward),
         "format": float(grade.format_reward),
-        "timeout": float(grade.reason == "timeout"),
+        **{reason: float(grade.reason == reason) for reason in ("timeout", "crash")},
     }
     if "random" in weights:
         parts["random"] = float(counter_seed(rollout.seed, "random reward") % 2)

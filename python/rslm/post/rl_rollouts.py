@@ -284,6 +284,7 @@ def rollout_measures(collected: Collected, config: RlConfig) -> Row:
         "length_wrong": statistics.fmean(lengths[False]) if lengths[False] else None,
         "truncated_fraction": truncated_fraction(rollouts),
         "grader_timeouts": round(mean_part(rollouts, "timeout") * len(rollouts)),
+        "grader_crashes": round(mean_part(rollouts, "crash") * len(rollouts)),
         "generate_tokens_per_second": n_tokens / seconds if seconds else None,
         "generate_seconds": seconds,
         "grade_seconds": collected.grade_seconds,
