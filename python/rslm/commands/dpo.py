@@ -8,8 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from rslm.commands.train import report, value_of
-from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.commands.sft import tuning_defaults
+from rslm.commands.train import report
+from rslm.config import Record, to_toml
 from rslm.post.dpo_config import DpoConfig
 from rslm.terminal import Switch
 
@@ -34,15 +35,7 @@ class DpoOptions:
 
 def defaults(arguments: Sequence[str]) -> Record:
     """What file and, at a resumption, the run folder say before the flags do."""
-    record = read_sources(DpoConfig, arguments)
-    out = value_of("--out", arguments) or record.get("out")
-    source = Path(out or "") / "config.toml"
-    if "--resume" in arguments and out is not None and source.exists():
-        of_run = check_record(DpoConfig, read_toml(source), str(source))
-        record = merge_records(of_run, record)
-    elif value_of("--n-steps", arguments) and value_of("--n-epochs", arguments):
-        raise ValueError("give --n-steps or --n-epochs, not both")
-    return {"run": record}
+    return tuning_defaults(DpoConfig, arguments)
 
 
 def dpo(options: DpoOptions) -> int:

@@ -2,22 +2,20 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from rslm.commands.train import EXIT_INTERRUPTED, value_of
+from rslm.commands.train import report, value_of
 from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
 from rslm.post.rl_config import RlConfig
 from rslm.post.rl_presets import PRESETS, Algorithm
-from rslm.process import EXIT_TERMINATED
 from rslm.terminal import Switch, note
 
 if TYPE_CHECKING:
     from rslm.post.rl_replay import Replay
-    from rslm.post.setup import PostResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,8 @@ def rl(options: RlOptions) -> int:
     if options.resume and options.replay is not None:
         raise ValueError("give resume or replay, not both")
     if options.print_config:
-        print(to_toml(options.run), end="")
+        if os.environ.get("RANK", "0") == "0":
+            print(to_toml(options.run), end="")
         return 0
     if options.replay is not None:
         from rslm.post.rl_replay import replay
@@ -80,7 +79,9 @@ def rl(options: RlOptions) -> int:
         return 0
     from rslm.post.rl import train
 
-    return report(train(options.run, resume=options.resume))
+    result = train(options.run, resume=options.resume)
+    # Losses of policies say nothing.
+    return report(replace(result, loss=None, val_loss=None), "rl", "chat")
 
 
 def verdict(replayed: "Replay") -> str:
@@ -88,16 +89,3 @@ def verdict(replayed: "Replay") -> str:
     if replayed.is_same is None:
         return "and the run keeps no weights to compare with"
     return f"with {'the same weights as' if replayed.is_same else 'other weights than'} the run's"
-
-
-def report(result: "PostResult") -> int:
-    """Says how the run ended, and what can be done with it; the first process speaks for all."""
-    if os.environ.get("RANK", "0") == "0":
-        note(f"{result.out}: {result.reason} at step {result.step:,}")
-        if result.reason == "finished":
-            note(f"next: rslm chat {result.out}")
-        else:
-            note(f"to go on: rslm rl --resume --out {result.out}")
-    if result.reason == "finished":
-        return 0
-    return EXIT_INTERRUPTED if result.reason == "interrupted" else EXIT_TERMINATED
