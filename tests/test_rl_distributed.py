@@ -50,6 +50,8 @@ def ids_of(run: Path) -> list[Any]:
     "changes",
     [
         {"minibatches_per_rollout": 2, "n_evaluation_prompts": 3, "n_evaluation_samples": 2},
+        # One of the processes has no question to evaluate, and no row in some micro-batches.
+        {"n_evaluation_prompts": 1, "minibatches_per_rollout": 16, "temperature": 0.7},
         {"aggregation": "token", "keep": "mixed", "sampling_rounds": 2, "group_size": 2},
         {"exact": False, "kl_coefficient": 0.1, "aggregation": "constant"},
     ],

@@ -13,13 +13,12 @@ from rslm.checkpoint import read_safetensors, weights_hash
 from rslm.errors import FormatError
 from rslm.files import write_atomically
 from rslm.model import Transformer
-from rslm.post.base_model import open_base
 from rslm.post.dpo_config import DpoConfig
 from rslm.post.log_probs import label_log_probs
 from rslm.post.pairs import Pair, pairs_hash
 from rslm.post.preferences import PreferenceLoss, preference_loss
 from rslm.post.rows import make_rows
-from rslm.post.setup import Start
+from rslm.post.setup import Start, has_checkpoint, open_for
 
 REFERENCE_FILE = "reference.safetensors"
 MEASURES = (
@@ -116,18 +115,11 @@ def open_reference(start: Start[DpoConfig], pairs: Sequence[Pair]) -> Reference:
     """
     config, base = start.config, start.base
     path = config.out / REFERENCE_FILE
-    is_begun = any((config.out / "checkpoints").glob("step_*"))
+    is_begun = has_checkpoint(config.out)
     if is_begun and path.exists():
         return read_reference(config, pairs)
     if is_begun:
-        base = open_base(
-            config.base,
-            device=start.processes.device,
-            chat_format=config.chat_format,
-            default_system=config.default_system,
-            wants_chat=True,
-            context_length=config.context_length,
-        )
+        base = open_for(config, config.base, start.processes.device)
     log_probs = reference_log_probs(start, base.model, pairs)
     found = Reference(weights_hash(base.model), log_probs)
     if start.processes.is_first:

@@ -21,7 +21,6 @@ from rslm.checkpoint import weights_hash
 from rslm.evaluate.prompts import build_prompt
 from rslm.evaluate.tasks import Task
 from rslm.model import Transformer
-from rslm.post.base_model import open_base
 from rslm.post.rl_batch import select_rollouts
 from rslm.post.rl_config import RESUMABLE, RlConfig
 from rslm.post.rl_evaluation import evaluate_policy
@@ -44,7 +43,7 @@ from rslm.post.rl_update import (
 from rslm.post.rollout import Sampler
 from rslm.post.rollout_http import HttpSampler, publish_model_folder
 from rslm.post.rollout_native import NativeSampler
-from rslm.post.setup import PostResult, Run, Start, count_in, open_run, open_start
+from rslm.post.setup import PostResult, Run, Start, count_in, open_for, open_run, open_start
 from rslm.post.update import (
     Update,
     close_run,
@@ -205,14 +204,7 @@ def open_reference(start: Start[RlConfig]) -> Transformer | None:
     config = start.config
     if not (config.reference or config.kl_coefficient > 0):
         return None
-    base = open_base(
-        config.base,
-        device=start.processes.device,
-        chat_format=config.chat_format,
-        default_system=config.default_system,
-        wants_chat=True,
-        context_length=config.context_length,
-    )
+    base = open_for(config, config.base, start.processes.device)
     return base.model.requires_grad_(False)
 
 

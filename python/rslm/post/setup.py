@@ -154,8 +154,14 @@ def has_checkpoint(out: Path) -> bool:
 
 def open_own_base(config: PostConfig, device: torch.device) -> Base:
     """The model that a run begins or goes on with."""
+    source = config.out if has_checkpoint(config.out) else config.base
+    return open_for(config, source, device)
+
+
+def open_for(config: PostConfig, source: Path, device: torch.device) -> Base:
+    """The model of a folder, made to be what the options of a run ask for."""
     return open_base(
-        config.out if has_checkpoint(config.out) else config.base,
+        source,
         device=device,
         chat_format=config.chat_format,
         default_system=config.default_system,
