@@ -89,14 +89,27 @@ def test_two_processes_learn_what_one_does(
         assert distance <= 1e-6, name
 
 
-def test_processes_that_cannot_share_the_questions_are_refused(
-    folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"prompts_per_step": 3},
+            "prompts_per_step must be a multiple of the 2 processes, got 3",
+        ),
+        (
+            {"server": "http://localhost", "server_folder": Path("x")},
+            "server must be left out where 2 processes train, which sample",
+        ),
+    ],
+)
+def test_what_processes_cannot_do_together_is_refused_and_leaves_nothing(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    config = rl_config(folder, out=tmp_path / "run", prompts_per_step=3, parallel="ddp")
+    config = rl_config(folder, out=tmp_path / "run", parallel="ddp", **changes)
     file = tmp_path / "run.toml"
     file.write_text(to_toml(config))
-    said = "prompts_per_step must be a multiple of the 2 processes, got 3"
     assert run_each(train_from, file) == [said, said]
+    assert not config.out.exists()
 
 
 def test_bytes_of_all_processes_come_in_order() -> None:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from rslm.checkpoint import weights_hash
+from rslm.distributed import Processes
 from rslm.evaluate.prompts import build_prompt
 from rslm.evaluate.tasks import Task
 from rslm.model import Transformer
@@ -109,11 +110,7 @@ def train(
         processes = start.processes
         start = replace(start, config=start.config.resolved(processes.device.type))
         config = start.config
-        if config.prompts_per_step % processes.world_size:
-            raise ValueError(
-                f"prompts_per_step must be a multiple of the {processes.world_size} processes, "
-                f"got {config.prompts_per_step}"
-            )
+        check_processes(config, processes)
         require_room(task, start.base.chat_format, config)
         reference = open_reference(start)
         fingerprints: Row = {
@@ -199,6 +196,18 @@ def train(
         return close_run(run, finished=finished, curves=CURVES)
 
 
+def check_processes(config: RlConfig, processes: Processes) -> None:
+    """Refuses, by a ValueError, what several processes cannot do together."""
+    n = processes.world_size
+    if config.prompts_per_step % n:
+        raise ValueError(
+            f"prompts_per_step must be a multiple of the {n} processes, "
+            f"got {config.prompts_per_step}"
+        )
+    if n > 1 and config.server is not None:
+        raise ValueError(f"server must be left out where {n} processes train, which sample")
+
+
 def open_reference(start: Start[RlConfig]) -> Transformer | None:
     """The base model as it was, where the options ask for it."""
     config = start.config
@@ -212,14 +221,11 @@ def open_sampler(run: Run[RlConfig], task: Task) -> Sampler:
     """What draws the samples that are trained on: this process, or the server of the options.
 
     Raises:
-        ValueError: several processes would give one server their weights.
         OSError: the server cannot be reached, or does not see the weights.
     """
     config = run.config
     if config.server is None or config.server_folder is None:
         return open_native_sampler(run, task, config.temperature)
-    if run.processes.world_size > 1:
-        raise ValueError("server must be left out where several processes train, which sample")
     prompt = build_prompt(config.prompt, task.train[0], run.chat_format)
     sampler = HttpSampler(
         config.server,
