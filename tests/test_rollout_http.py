@@ -20,6 +20,7 @@ from rslm.infer.engine import Engine, EngineOptions
 from rslm.infer.load import find_models
 from rslm.infer.service import LoadedModel
 from rslm.infer.serving import model_loader
+from rslm.post.http_exchange import Exchange
 from rslm.post.rollout import Rollout, SampleRequest
 from rslm.post.rollout_http import HttpSampler, publish_model_folder
 from rslm.post.rollout_native import NativeSampler
@@ -156,6 +157,21 @@ def reply(body: object, status: int = 200) -> Callable[[socket.socket], None]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"HTTP/1.1 {status} x\r\ncontent-length: {len(data)}\r\n\r\n".encode()
     return lambda peer: peer.sendall(head + data)
+
+
+def test_a_server_is_told_to_draw_from_all_ids(monkeypatch: pytest.MonkeyPatch):
+    bodies: list[Any] = []
+
+    def ask(*args: Any, **options: Any) -> Any:
+        bodies.append(args[3])
+        return {"choices": [CHOICE]}
+
+    monkeypatch.setattr(Exchange, "ask", ask)
+    http_sampler("http://localhost").sample([ONE])
+    (body,) = bodies
+    asked = {name: body[name] for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+    assert asked == {"temperature": 1, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+    assert body["top_k"] == 257
 
 
 def test_an_answer_of_vllm_is_read():

@@ -22,6 +22,9 @@ _BYTES, _BYTES_PER_TOKEN = 1 << 20, 4096
 """An answer's bound: a token comes with its text, its place and its log-probability."""
 _POLL_SECONDS, _MOST_SECONDS = 0.2, 86_400
 
+# Said, as vLLM else goes by the generation_config.json of the model, which often has a top-k.
+_NOTHING_LEFT_OUT = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+
 Publish = Callable[[], tuple[str, str]]
 """Makes the trained weights ones that the server has; its name for them, and their hash."""
 
@@ -150,7 +153,8 @@ class HttpSampler:
             "model": self.model,
             "prompt": list(request.prompt_ids),
             "max_tokens": self._max_new_tokens,
-            "temperature": 1.0,
+            **_NOTHING_LEFT_OUT,
+            "top_k": self._vocab_size,
             "seed": seed,
             "logprobs": 0,
             "return_token_ids": True,
