@@ -270,6 +270,19 @@ def test_the_record_is_json_whatever_the_numbers(folder: Path):
     assert math.isnan(found.find("t", {}).value)
 
 
+def test_all_scores_with_an_error_are_rows(folder: Path):
+    settings = EvalSettings(n_samples=2, temperature=1.0, max_new_tokens=2)
+    model, tokenizer = tiny_model(TOKENIZER), TOKENIZER
+    found = evaluate_tasks(model, tokenizer, ["arithmetic:test=3", "sums.jsonl"], settings)
+    _, rows = suite.table_of(["m"], [found], "v2")
+    assert [row[:2] for row in rows] == [
+        ["arithmetic:test=3", "pass@1"],
+        ["sums.jsonl", "accuracy"],
+        ["arithmetic:test=3", "pass@2"],
+    ]
+    assert all("±" in row[2] for row in rows)
+
+
 def test_core_needs_all_its_tasks():
     result = TaskResult(name="copa", metric="accuracy", value=0.5, stderr=0.05, n=100)
     assert scores_over_tasks([result], "v2") == {}

@@ -50,7 +50,7 @@ def test_letters_behind_the_subject_and_its_examples():
     assert likes.seen[:4] == [(asked, f" {letter}") for letter in "ABCD"]
     assert (result.value, result.n, result.n_shots) == (pytest.approx(1 / 3), 3, 2)
     assert result.details["subjects"] == {"a_b": 0.5, "c": 0.0}
-    assert result.details["macro_accuracy"] == 0.25
+    assert result.details["mean of subjects"] == 0.25
 
 
 def test_texts_of_options_without_their_list():

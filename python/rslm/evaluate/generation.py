@@ -11,7 +11,7 @@ from rslm.evaluate.example import Example, Grade
 from rslm.evaluate.few_shot import choose_examples, draw_shots
 from rslm.evaluate.pass_at_k import mean_pass_at_k
 from rslm.evaluate.prompts import BuiltPrompt, build_prompt
-from rslm.evaluate.results import TaskResult, mean_and_error
+from rslm.evaluate.results import TaskResult, mean_and_error, with_errors
 from rslm.infer.engine import Engine
 from rslm.infer.parameters import Completion, SamplingParameters
 
@@ -225,19 +225,18 @@ def result_of(
     started: float,
 ) -> TaskResult:
     """The result of answers whose rewards are known, by rule, question and sample."""
-    details: dict[str, float] = {}
-    scores = {}
-    for key, of_all in rewards.items():
-        scores[key] = mean_and_error([sum(own) / len(own) for own in of_all])
-        details[key], details[f"{key}_stderr"] = scores[key]
-    (first, of_all), n_samples = next(iter(rewards.items())), len(responses.completions[0])
-    counts = [(len(own), round(sum(own))) for own in of_all]
-    for k in {2**i for i in range(1, n_samples.bit_length())} | {n_samples} - {1}:
-        details[f"pass@{k}"], details[f"pass@{k}_stderr"] = mean_pass_at_k(counts, k)
-    value, error = scores[first]
+    first, n_samples = next(iter(rewards)), len(responses.completions[0])
+    scores = {
+        key: mean_and_error([sum(own) / len(own) for own in of_all])
+        for key, of_all in rewards.items()
+    }
+    counts = [(len(own), round(sum(own))) for own in rewards[first]]
+    at_k = [2**i for i in range(1, n_samples.bit_length())]
+    scores |= {f"pass@{k}": mean_pass_at_k(counts, k) for k in {*at_k, n_samples} - {1}}
+    value, error = scores.pop(first)
     return TaskResult(
         name=name,
-        metric="pass@1" if n_samples > 1 else "accuracy",
+        metric="pass@1" if n_samples > 1 else first,
         value=value,
         stderr=error,
         n=len(counts),
@@ -247,5 +246,5 @@ def result_of(
         n_unparsed=n_unparsed,
         n_truncated=responses.n_truncated,
         seconds=time.perf_counter() - started,
-        details=details if len(details) > 2 else {},
+        details=with_errors(scores),
     )

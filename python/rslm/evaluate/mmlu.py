@@ -15,7 +15,7 @@ from rslm.evaluate.answers import LETTERS
 from rslm.evaluate.choice import Progress, Scorer, answer
 from rslm.evaluate.few_shot import Asked, Option, begin_ids, choose_examples, fitted
 from rslm.evaluate.questions import Question
-from rslm.evaluate.results import TaskResult, mean_and_error
+from rslm.evaluate.results import TaskResult, mean_and_error, with_errors
 from rslm.evaluate.task_files import MmluQuestion, mmlu_text
 from rslm.tokenizer import Tokenizer
 
@@ -74,12 +74,11 @@ def evaluate_mmlu(
         name: mean_and_error([is_right for _, is_right in group])
         for name, group in groupby(marked, key=lambda pair: pair[0])
     }
-    details = {
-        "macro_accuracy": fsum(mean for mean, _ in scores.values()) / len(scores),
-        "macro_stderr": hypot(*(error for _, error in scores.values())) / len(scores),
-        "subjects": {name: mean for name, (mean, _) in scores.items()},
-    }
-    return replace(result, details=details)
+    macro = fsum(mean for mean, _ in scores.values()) / len(scores)
+    error = hypot(*(error for _, error in scores.values())) / len(scores)
+    details = with_errors({"mean of subjects": (macro, error)})
+    subjects = {name: mean for name, (mean, _) in scores.items()}
+    return replace(result, details=details | {"subjects": subjects})
 
 
 def _texts(

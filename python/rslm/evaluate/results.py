@@ -1,7 +1,7 @@
 """What the evaluation of a task says, as a record and as a row of a table."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ class TaskResult:
         n_unparsed: responses in which no answer was found.
         n_truncated: responses that ended because of their length.
         seconds: that it took.
-        details: further scores.
+        details: further scores; where one has a standard error it is beside it, see `with_errors`.
     """
 
     name: str
@@ -52,6 +52,18 @@ class TaskResult:
         """
         value = record["value"]
         return cls(**{**record, "value": math.nan if value is None else value})
+
+
+def with_errors(scores: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Scores with standard errors as details.
+
+    >>> with_errors({"pass@2": (0.5, 0.1)})
+    {'pass@2': 0.5, 'pass@2_stderr': 0.1}
+    """
+    details = {}
+    for key, pair in scores.items():
+        details[key], details[f"{key}_stderr"] = pair
+    return details
 
 
 def finite(value: Any) -> Any:

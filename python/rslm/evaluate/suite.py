@@ -64,7 +64,7 @@ def run_tasks(
 def scores_over_tasks(
     results: Sequence[TaskResult], version: BaselineVersion
 ) -> dict[str, dict[str, Any]]:
-    """CORE-18 or CORE, where its tasks are there; the mean over MMLU's subjects."""
+    """CORE-18 or CORE, where its tasks are there; what else a task gives with a standard error."""
     scores: dict[str, dict[str, Any]] = {}
     of_tasks = {
         result.name: (result.value, math.inf if result.stderr is None else result.stderr)
@@ -74,17 +74,22 @@ def scores_over_tasks(
     core = core_score(of_tasks, version)
     if core is not None:
         scores[core.name] = {
+            "task": core.name,
+            "metric": "centred",
             "value": core.value,
             "stderr": core.stderr,
             "baselines": core.version,
             "centred": core.centred,
         }
     for result in results:
-        if result.name in ("mmlu", "mmlu_text"):
-            scores[f"{result.name}, mean of subjects"] = {
-                "value": result.details["macro_accuracy"],
-                "stderr": result.details["macro_stderr"],
-            }
+        for key, value in result.details.items():
+            if f"{key}_stderr" in result.details:
+                scores[f"{result.name}, {key}"] = {
+                    "task": result.name,
+                    "metric": key,
+                    "value": value,
+                    "stderr": result.details[f"{key}_stderr"],
+                }
     return scores
 
 
@@ -101,19 +106,10 @@ def table_of(
             [first.name, first.metric, *values, f"{first.n:,}", first.n_shots, "; ".join(said)]
         )
     over = [scores_over_tasks(of_model, version) for of_model in results]
-    for name in over[0]:
+    for name, score in over[0].items():
         values = [_with_error(scores[name]["value"], scores[name]["stderr"]) for scores in over]
-        which = over[0][name].get("baselines")
-        rows.append(
-            [
-                name,
-                "centred" if which else "accuracy",
-                *values,
-                "",
-                "",
-                f"baselines {which}" if which else "",
-            ]
-        )
+        by = f"baselines {score['baselines']}" if "baselines" in score else ""
+        rows.append([score["task"], score["metric"], *values, "", "", by])
     return ["task", "metric", *models, "n", "shots", "notes"], rows
 
 
