@@ -153,7 +153,8 @@ def test_a_damaged_result_is_refused(folder: Path, capsys):
     ("arguments", "message"),
     [
         ([], "one of suite and tasks must be given"),
-        (["--tasks", "nothing"], "task must be one of arithmetic"),
+        (["--tasks", "nothing"], "task must be one of offline, procedural, core, agi_eval_lsat_ar"),
+        (["--tasks", "nothing"], "loss:TOKEN_FILE, text:FILE or a path of .jsonl, got 'nothing'"),
         (["--tasks", "no.jsonl"], "no.jsonl"),
         (["--tasks", "core"], "task core needs data"),
         (["--suite", "offline"], "needs data"),
@@ -165,6 +166,7 @@ def test_a_damaged_result_is_refused(folder: Path, capsys):
         (["--tasks", "sums.jsonl", "--n-samples", "2"], "needs a temperature above 0"),
         (["--tasks", "sums.jsonl", "--name", "a/b"], "name must be that of a file"),
         (["--tasks", "text:missing"], "missing"),
+        (["--tasks", "text:m/model.safetensors"], "m/model.safetensors: must be UTF-8"),
         (["--tasks", "sums.jsonl", "--json", "no/where.json"], "no/where.json"),
     ],
 )

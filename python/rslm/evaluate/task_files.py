@@ -127,9 +127,7 @@ def load_mmlu(
 
 
 def _mmlu_questions(source: Path, name: str, content: bytes, suffix: str) -> Iterator[MmluQuestion]:
-    reader = csv.reader(
-        io.StringIO(_decoded(content, f"{source}: {name}"), newline=""), strict=True
-    )
+    reader = csv.reader(io.StringIO(decoded(content, f"{source}: {name}"), newline=""), strict=True)
     while True:
         place = f"{source}: {name}: line {reader.line_num + 1}"
         try:
@@ -189,7 +187,7 @@ def parse_rows(content: bytes, place: str) -> Iterator[tuple[str, dict[str, Any]
             continue
         here = f"{place}: line {number}"
         try:
-            row = json.loads(_decoded(line, here))
+            row = json.loads(decoded(line, here))
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{here}: must be a JSON object: {error}") from error
         if not isinstance(row, dict):
@@ -200,7 +198,12 @@ def parse_rows(content: bytes, place: str) -> Iterator[tuple[str, dict[str, Any]
         raise FormatError(f"{place} must hold at least one line")
 
 
-def _decoded(content: bytes, place: str) -> str:
+def decoded(content: bytes, place: str) -> str:
+    """Bytes as text, which `place` names in messages.
+
+    Raises:
+        FormatError: they are not UTF-8.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -27,7 +27,7 @@ from rslm.evaluate.prompts import PROMPTS
 from rslm.evaluate.questions import Question, are_questions, read_questions
 from rslm.evaluate.results import TaskResult
 from rslm.evaluate.sandbox import check_sandbox
-from rslm.evaluate.task_files import load_humaneval, load_mmlu
+from rslm.evaluate.task_files import decoded, load_humaneval, load_mmlu
 from rslm.evaluate.tasks import PROCEDURAL, find_source, open_task
 from rslm.evaluate.text_loss import evaluate_text, evaluate_token_file
 from rslm.infer.engine import Engine, EngineOptions
@@ -175,8 +175,14 @@ def _plan(spec: str, settings: EvalSettings) -> Iterator[PlannedTask]:
         yield _plan_text(Path(rest))
     elif spec.endswith(".jsonl") and (questions := _own_questions(Path(spec))):
         yield _plan_questions(Path(spec).name, questions, settings, settings.shots or 0, " ")
-    else:
+    elif kind in PROCEDURAL or kind in ("gsm8k", "svamp", "mmlu") or ".jsonl" in spec:
         yield _plan_words(spec, kind, settings)
+    else:
+        names = [*SUITES, "core", *sorted(core_names), "mmlu", "mmlu_text", "humaneval"]
+        raise ValueError(
+            f"task must be one of {', '.join([*names, *_DATA_SETS, *PROCEDURAL])}, "
+            f"loss:TOKEN_FILE, text:FILE or a path of .jsonl, got {spec!r:.80}"
+        )
 
 
 def _plan_core(spec: str, settings: EvalSettings) -> Iterator[PlannedTask]:
@@ -328,7 +334,7 @@ def _plan_loss(path: Path) -> PlannedTask:
 
 
 def _plan_text(path: Path) -> PlannedTask:
-    name, text = f"text:{path.name}", path.read_text(encoding="utf-8")
+    name, text = f"text:{path.name}", decoded(path.read_bytes(), str(path))
 
     def run(examinee: Examinee, progress: Progress) -> TaskResult:
         return evaluate_text(name, text, examinee.scorer, examinee.tokenizer, progress=progress)
