@@ -72,7 +72,7 @@ def test_algorithm_sets_options_which_flags_may_change(
         (["--task", "knitting"], "task must be"),
         (["--rewards", "length"], "rewards must be different ones of task"),
         (["--group-size", "1"], "group_size must be above 1"),
-        (["--replay", "step_1.jsonl", "--resume"], "give resume or replay, not both"),
+        (["--replay", "step_1.jsonl", "--resume"], "give --resume or --replay, not both"),
         (["--base", "x"], "--base"),
     ],
 )

@@ -35,7 +35,7 @@ class DpoOptions:
 
 def defaults(arguments: Sequence[str]) -> Record:
     """What file and, at a resumption, the run folder say before the flags do."""
-    return tuning_defaults(DpoConfig, arguments)
+    return tuning_defaults(DpoConfig, "dpo", arguments)
 
 
 def dpo(options: DpoOptions) -> int:

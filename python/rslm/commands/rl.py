@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from rslm.commands.train import report, value_of
-from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.commands.resume import below_run, resumed_config, value_of
+from rslm.commands.tokenizer import require_files
+from rslm.commands.train import report
+from rslm.config import Record, check_record, merge_records, read_sources, to_toml
 from rslm.post.rl_config import RlConfig
 from rslm.post.rl_presets import PRESETS, Algorithm
 from rslm.terminal import Switch, note
@@ -46,27 +48,34 @@ def defaults(arguments: Sequence[str]) -> Record:
     if algorithm in PRESETS:  # Another word is refused with the other flags.
         preset = check_record(RlConfig, PRESETS[algorithm])
         record = merge_records(preset, record)
-    source = run_config(arguments, record)
-    if source is not None and source.exists():
-        of_run = check_record(RlConfig, read_toml(source), str(source))
+    if "--resume" in arguments and value_of("--replay", arguments) is not None:
+        raise ValueError("give --resume or --replay, not both")
+    source = replayed_config(arguments) or resumed_config(arguments, record)
+    if source is not None:
+        out = record.get("out")
+        record = below_run(RlConfig, "rl", source, record)
         if "--resume" not in arguments:
-            of_run.pop("out", None)
-        record = merge_records(of_run, record)
+            record.pop("out")
+            record |= {} if out is None else {"out": out}
     return {"run": record}
 
 
-def run_config(arguments: Sequence[str], record: Record) -> Path | None:
-    """The config of the run that is resumed or of which a step is replayed."""
-    if (file := value_of("--replay", arguments)) is not None:
-        return Path(file).resolve().parent.parent / "config.toml"
-    out = value_of("--out", arguments) or record.get("out")
-    return Path(out) / "config.toml" if "--resume" in arguments and out is not None else None
+def replayed_config(arguments: Sequence[str]) -> Path | None:
+    """The config of the run of which a step is replayed.
+
+    Raises:
+        FileNotFoundError: there is no such step, or it is in no run folder.
+    """
+    if (file := value_of("--replay", arguments)) is None:
+        return None
+    require_files([Path(file)])
+    source = Path(file).resolve().parent.parent / "config.toml"
+    require_files([source])
+    return source
 
 
 def rl(options: RlOptions) -> int:
     """Trains, or replays a step, and says how it ended."""
-    if options.resume and options.replay is not None:
-        raise ValueError("give resume or replay, not both")
     if options.print_config:
         if os.environ.get("RANK", "0") == "0":
             print(to_toml(options.run), end="")

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
+from rslm.commands.resume import below_run, resumed_config, value_of
 from rslm.commands.tokenizer import require_files
-from rslm.commands.train import report, value_of
-from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.commands.train import report
+from rslm.config import Record, read_sources, to_toml
 from rslm.post.post_config import PostConfig
 from rslm.post.sft_config import SftConfig
 from rslm.terminal import Switch
@@ -31,16 +32,14 @@ class SftOptions:
 
 def defaults(arguments: Sequence[str]) -> Record:
     """What a file and, at a resumption, the run folder say before the flags do."""
-    return tuning_defaults(SftConfig, arguments)
+    return tuning_defaults(SftConfig, "sft", arguments)
 
 
-def tuning_defaults(kind: type[PostConfig], arguments: Sequence[str]) -> Record:
-    """The same of a run over so many epochs or steps, whose options are of this kind."""
+def tuning_defaults(kind: type[PostConfig], command: str, arguments: Sequence[str]) -> Record:
+    """The same of a command whose runs are so many epochs or steps long."""
     record = read_sources(kind, arguments)
-    out = value_of("--out", arguments) or record.get("out")
-    source = Path(out or "") / "config.toml"
-    if "--resume" in arguments and out is not None and source.exists():
-        record = merge_records(check_record(kind, read_toml(source), str(source)), record)
+    if (source := resumed_config(arguments, record)) is not None:
+        record = below_run(kind, command, source, record)
     elif value_of("--n-steps", arguments) and value_of("--n-epochs", arguments):
         raise ValueError("give --n-steps or --n-epochs, not both")
     return {"run": record}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from rslm.commands.resume import below_run, resumed_config, value_of
 from rslm.commands.tokenizer import require_files
-from rslm.config import Record, check_record, merge_records, read_sources, read_toml, to_toml
+from rslm.config import Record, check_record, merge_records, read_sources, to_toml
 from rslm.process import EXIT_TERMINATED
 from rslm.terminal import Switch, note, print_fields, progress_bar
 from rslm.train_config import TrainConfig
@@ -49,11 +50,8 @@ class TrainOptions:
 def defaults(arguments: Sequence[str]) -> Record:
     """What preset, file and, at a resumption, the run folder say before the flags do."""
     record = read_sources(TrainConfig, arguments)
-    out = value_of("--out", arguments) or record.get("out")
-    source = Path(out or "") / "config.toml"
-    if "--resume" in arguments and out is not None and source.exists():
-        of_run = check_record(TrainConfig, read_toml(source), str(source))
-        record = merge_records(of_run, record)
+    if (source := resumed_config(arguments, record)) is not None:
+        record = below_run(TrainConfig, "train", source, record)
     else:
         record = turn_dial(record, arguments)
     if value_of("--text", arguments) is not None:
@@ -114,17 +112,6 @@ def vocab_size_of_data(record: Record, arguments: Sequence[str]) -> int:
     if data is not None and Path(data).exists():
         return TokenFile.open(data).vocab_size or VOCAB_SIZE
     return VOCAB_SIZE
-
-
-def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The word after the last occurrence of a flag, if any."""
-    found = None
-    for position, argument in enumerate(arguments):
-        if argument == flag:
-            found = arguments[position + 1] if position + 1 < len(arguments) else ""
-        elif argument.startswith(f"{flag}="):
-            found = argument.partition("=")[2]
-    return found
 
 
 def train(options: TrainOptions) -> int:
