@@ -1,6 +1,9 @@
 """Model folders: written, found, loaded, and those that lie about their sizes."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from rslm.chat import CHAT_TOKENS, CHATML_TOKENS
 from rslm.checkpoint import model_tensors
 from rslm.errors import FormatError
 from rslm.infer.load import end_ids, find_models, load_chat_format, load_run
-from rslm.infer.model_folder import ModelFolderConfig, write_model_folder
+from rslm.infer.model_folder import ModelFolderConfig, new_path, write_model_folder
 from rslm.model import Transformer
 from rslm.tokenizer import Tokenizer
 
@@ -175,3 +178,41 @@ def test_nothing_is_left_of_a_folder_that_was_not_finished(tmp_path: Path) -> No
     write(tmp_path / "m", tokenizer)
     with pytest.raises(FileExistsError, match=r"out must not exist yet, but .*m does"):
         write(tmp_path / "m", tokenizer)
+
+
+@pytest.mark.parametrize("name", ["file/out", "file/below/out"])
+def test_new_path_below_a_file_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        NotADirectoryError, match=r"out must lie in a folder, and .*file of .*out is"
+    ):
+        new_path(tmp_path / name).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("absent", "does not exist"), ("file", "is a file"), ("empty", "holds no config.toml")],
+)
+def test_what_is_no_model_is_said_to_be_none(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match=f"{name} must be a run or model folder, and {message}"):
+        load_run(tmp_path / name)
+
+
+TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+from rslm.infer.model_folder import new_path
+with new_path(Path(sys.argv[1])) as folder:
+    folder.mkdir()
+    (folder / "half").write_text("written")
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_nothing_half_written_stays_at_sigterm(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", TERMINATED, str(tmp_path / "out")])
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

@@ -190,6 +190,7 @@ def test_command_writes_a_page_or_json(
         (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be from 1 to 1000000, got 0"),
         (["--text", "absent"], "absent: No such file or directory"),
         (["--prompt", "a"], "config.toml"),
+        (["--prompt", "a", "--out", "-"], "out must name a file"),
     ],
 )
 def test_command_refuses_in_a_line(

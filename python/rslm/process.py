@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Literal, NoReturn, Self, TypeGuard
 
@@ -62,6 +62,27 @@ def raise_at_interrupt() -> None:
     """Makes Ctrl-C a `KeyboardInterrupt` again: there is something to clean up now."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def exits_at_sigterm() -> Iterator[None]:
+    """Makes SIGTERM an exit inside the block, so that what is half made can be removed.
+
+    Where something else than the end of the process awaits the signal, it goes on doing so.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 EXIT_TERMINATED = 75

@@ -41,6 +41,8 @@ def logprobs(options: LogprobsOptions) -> None:
     """Writes the page, or prints JSON."""
     if (options.text is None) == (options.prompt is None):
         raise ValueError("one of text and prompt must be given")
+    if options.out == Path("-"):
+        raise ValueError("out must name a file, for a page is no text to read; --json prints")
     if not 1 <= options.n_top <= 100:
         raise ValueError(f"n_top must be from 1 to 100, got {options.n_top}")
     if not 1 <= options.max_tokens <= 1_000_000:

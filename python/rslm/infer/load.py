@@ -35,6 +35,7 @@ def load_run(run: Path | str, *, device: str = "auto") -> tuple[Transformer, Tok
         FormatError: weights, config and tokenizer do not fit.
     """
     run = Path(run)
+    require_config(run)
     is_alone = is_model_folder(run)
     if not is_alone and (run / CONFIG).is_file() and not (run / "checkpoints").is_dir():
         raise FileNotFoundError(
@@ -54,6 +55,23 @@ def load_run(run: Path | str, *, device: str = "auto") -> tuple[Transformer, Tok
     model = Transformer(config, device="meta").to_empty(device=choose_device(device))
     copy_weights(weights, model)
     return model.eval(), tokenizer
+
+
+def require_config(folder: Path, option: str | None = None) -> None:
+    """Refuses what can be no run or model folder, by the option's name if there is one.
+
+    Raises:
+        FileNotFoundError: it does not exist, or has no config.
+        NotADirectoryError: it is no folder.
+    """
+    kind = "must be a run or model folder, and"
+    must = f"{folder} {kind}" if option is None else f"{option} {kind} {folder}"
+    if not folder.exists():
+        raise FileNotFoundError(f"{must} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{must} is a file")
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{must} holds no {CONFIG}")
 
 
 def load_chat_format(folder: Path | str, tokenizer: Tokenizer) -> ChatFormat:

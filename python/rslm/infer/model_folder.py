@@ -22,6 +22,7 @@ from rslm.config import from_record, read_toml, to_toml
 from rslm.errors import FormatError
 from rslm.files import sync_folder, write_atomically
 from rslm.infer.weight_file import NamedTensors, tensor_shapes, write_weights
+from rslm.process import exits_at_sigterm
 from rslm.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.toml", "model.safetensors", "tokenizer.json"
@@ -111,21 +112,28 @@ def new_path(out: Path) -> Iterator[Path]:
 
     What the block leaves behind when it fails is removed.
 
+    So it is at SIGTERM.
+
     Raises:
         FileExistsError: there is something at `out` already.
+        NotADirectoryError: what is to hold it is no folder.
     """
     if out.exists():
         raise FileExistsError(f"out must not exist yet, but {out} does")
+    above = next(path for path in out.parents if path.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"out must lie in a folder, and {above} of {out} is a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    try:
-        yield beside
-        if beside.is_dir():
-            sync_folder(beside)
-        beside.rename(out)
-    except BaseException:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        beside.unlink(missing_ok=True)
-        raise
+    with exits_at_sigterm():
+        try:
+            yield beside
+            if beside.is_dir():
+                sync_folder(beside)
+            beside.rename(out)
+        except BaseException:
+            if beside.is_dir():
+                shutil.rmtree(beside, ignore_errors=True)
+            beside.unlink(missing_ok=True)
+            raise
     sync_folder(out.parent)

@@ -26,8 +26,7 @@ from rslm.config import read_config
 from rslm.distributed import Parallel, Processes, parallelize, start_processes
 from rslm.environment import describe_environment, torch_threads
 from rslm.errors import FormatError
-from rslm.infer.load import choose_device
-from rslm.infer.model_folder import CONFIG
+from rslm.infer.load import choose_device, require_config
 from rslm.model import Transformer
 from rslm.optimizer_setup import build_optimizer, learning_rate_at
 from rslm.post.base_model import Base, open_base
@@ -111,8 +110,8 @@ def open_start(
     if config.base.resolve() == config.out.resolve():
         raise ValueError(f"out must be another folder than base, got {config.out} for both")
     config = remembered(config) if resume else config
-    if not has_checkpoint(config.out) and not (config.base / CONFIG).is_file():
-        raise FileNotFoundError(f"base must be a run or model folder, and {config.base} is none")
+    if not has_checkpoint(config.out):
+        require_config(config.base, "base")
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(config.n_threads))
         processes = stack.enter_context(start_processes(choose_device(config.device)))
