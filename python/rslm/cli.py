@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 from rslm import process
-from rslm.errors import one_line
+from rslm.errors import hint_at_closest, one_line
 
 Options = TypeVar("Options")
 
@@ -266,7 +266,10 @@ def usage_line(box: str, prog: str) -> str:
     # The title is part of the frame, or stands over a rule where the terminal has no UTF-8.
     rows = rows[1:] if rows[0].startswith("╭") else rows[2:]
     message = " ".join(itertools.takewhile(lambda row: row.strip("─-"), rows))
-    message = re.sub(r"^Error parsing [A-Z]\w+: ", "", message)
+    message = re.sub(r"^Error parsing [A-Za-z][\w.]*: ", "", message)
+    choice = re.search(r"^invalid choice '(.*)' for argument '(.*)'\. Expected .*\((.*)\)", message)
+    if choice is not None:
+        return choice_line(*choice.groups())
     message = re.sub(
         r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)",
         r"\1 must be a whole number, got \2",
@@ -276,6 +279,13 @@ def usage_line(box: str, prog: str) -> str:
     meant = re.search(r"Perhaps you meant: (\S+)", " ".join(rows))
     hint = f"did you mean {meant[1]}?" if meant else f"see {prog} --help"
     return f"{message[:1].lower()}{message[1:].rstrip('.')}; {hint}"
+
+
+def choice_line(given: str, flag: str, choices: str) -> str:
+    """Names the words that a flag takes, the closest to what was given as a hint."""
+    words = sorted(set(re.findall(r"'([^']*)'", choices)) - {"None"})
+    line = f"{flag} must be one of {', '.join(words)}, got {given!r}"
+    return line + hint_at_closest(given, words)
 
 
 def missing_extra(error: ModuleNotFoundError) -> str:

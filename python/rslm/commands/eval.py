@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-
+from rslm.commands.inputs import Files
 from rslm.terminal import note, print_table
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 class EvalOptions:
     """Measure models on tasks, several models side by side."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Files
     """Run or model folders."""
     tasks: tuple[str, ...] = ()
     """Names: core or one of its tasks, mmlu, mmlu_text, gsm8k, svamp, humaneval, arithmetic and
@@ -67,6 +66,7 @@ def eval(options: EvalOptions) -> None:
     from rslm.evaluate.suite import scores_over_tasks, table_of
     from rslm.evaluate.task_plan import EvalSettings, plan_tasks
     from rslm.files import require_place, write_atomically
+    from rslm.infer.load import require_config
 
     if options.json is not None:
         require_place(options.json)
@@ -75,6 +75,8 @@ def eval(options: EvalOptions) -> None:
     )
     specs = [*([options.suite] if options.suite else []), *options.tasks]
     planned = plan_tasks(specs, settings)
+    for run in options.runs:
+        require_config(run)
     results = {run: _evaluate(run, planned, options, settings) for run in options.runs}
     names = [run.resolve().name for run in options.runs]
     print_table(*table_of(names, list(results.values()), options.baselines))
@@ -119,14 +121,15 @@ def _evaluate(
     if n_kept:
         note(f"{path} has {n_kept} of {len(planned)} results already")
     examinee = Examinee(model, tokenizer, chat_format=chat_format, batch_size=options.batch_size)
-    with shown_progress(len(planned)) as watch:
+    name = run.resolve().name if len(options.runs) > 1 else ""
+    with shown_progress(name) as watch:
         results = run_tasks(examinee, planned, kept=kept, watch=watch)
     kept.write(scores_over_tasks(results, options.baselines))
     return results
 
 
 @contextmanager
-def shown_progress(n_tasks: int) -> "Iterator[Watch]":
+def shown_progress(run: str) -> "Iterator[Watch]":
     """What to tell of tasks: a bar with rate and time left on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty():
         yield lambda name: lambda done, n: None
@@ -146,7 +149,7 @@ def shown_progress(n_tasks: int) -> "Iterator[Watch]":
 
         def watch(name: str) -> Callable[[int, int], object]:
             started = time.monotonic()
-            bar = bars.add_task(name, total=None, rate="")
+            bar = bars.add_task(f"{run} {name}".strip(), total=None, rate="")
 
             def show(done: int, n: int) -> None:
                 rate = done / max(time.monotonic() - started, 1e-9)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rslm.chat import ChatFormat
+from rslm.errors import hint_at_closest
 from rslm.evaluate.answers import AnswerFormat
 from rslm.evaluate.example import Example
 
@@ -84,6 +85,13 @@ PROMPTS: dict[str, Prompt] = {
 }
 
 
+def require_prompt(name: str) -> None:
+    """Refuses a name that no prompt has, by a ValueError."""
+    if name not in PROMPTS:
+        message = f"prompt must be one of {', '.join(PROMPTS)}, got {name!r:.80}"
+        raise ValueError(message + hint_at_closest(name, PROMPTS))
+
+
 def prompt_text(name: str, question: str, shots: Sequence[Example] = ()) -> str:
     """The text of a prompt; of "chat" the user message.
 
@@ -95,8 +103,7 @@ def prompt_text(name: str, question: str, shots: Sequence[Example] = ()) -> str:
     Raises:
         ValueError: there is no such prompt, or it takes no shots.
     """
-    if name not in PROMPTS:
-        raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {name!r:.80}")
+    require_prompt(name)
     if shots and name != "plain":
         raise ValueError(f"only the prompt plain takes shots, and {name} was given {len(shots)}")
     before = "".join(f"{_asked(name, shot.prompt)} {_answer(shot)}\n\n" for shot in shots)

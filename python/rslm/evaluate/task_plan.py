@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rslm.chat import ChatFormat
+from rslm.errors import hint_at_closest
 from rslm.evaluate.archive import read_files
 from rslm.evaluate.choice import Progress, evaluate_questions
 from rslm.evaluate.continuations import ContinuationScorer
@@ -23,7 +24,7 @@ from rslm.evaluate.generation import GenerationOptions, Marker, evaluate_generat
 from rslm.evaluate.grade import make_check, make_grader
 from rslm.evaluate.humaneval import evaluate_humaneval
 from rslm.evaluate.mmlu import N_SHOTS, evaluate_mmlu
-from rslm.evaluate.prompts import PROMPTS
+from rslm.evaluate.prompts import PROMPTS, require_prompt
 from rslm.evaluate.questions import Question, are_questions, read_questions
 from rslm.evaluate.results import TaskResult
 from rslm.evaluate.sandbox import check_sandbox
@@ -76,8 +77,8 @@ class EvalSettings:
             raise ValueError(f"max_examples must be at least 1, got {self.max_examples}")
         if self.shots is not None and self.shots < 0:
             raise ValueError(f"shots must be at least 0, got {self.shots}")
-        if self.prompt is not None and self.prompt not in PROMPTS:
-            raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {self.prompt!r:.80}")
+        if self.prompt is not None:
+            require_prompt(self.prompt)
         self.generation(0)
 
     def generation(self, n_shots: int) -> GenerationOptions:
@@ -175,13 +176,14 @@ def _plan(spec: str, settings: EvalSettings) -> Iterator[PlannedTask]:
         yield _plan_text(Path(rest))
     elif spec.endswith(".jsonl") and (questions := _own_questions(Path(spec))):
         yield _plan_questions(Path(spec).name, questions, settings, settings.shots or 0, " ")
-    elif kind in PROCEDURAL or kind in ("gsm8k", "svamp", "mmlu") or ".jsonl" in spec:
+    elif kind in PROCEDURAL or kind in _DATA_SETS or ".jsonl" in spec:
         yield _plan_words(spec, kind, settings)
     else:
-        names = [*SUITES, "core", *sorted(core_names), "mmlu", "mmlu_text", "humaneval"]
+        others = ["core", "mmlu", "mmlu_text", "humaneval", *_DATA_SETS, *PROCEDURAL]
         raise ValueError(
-            f"task must be one of {', '.join([*names, *_DATA_SETS, *PROCEDURAL])}, "
-            f"loss:TOKEN_FILE, text:FILE or a path of .jsonl, got {spec!r:.80}"
+            f"tasks must be one of {', '.join(others)}, a task of core, FILE.jsonl, "
+            f"loss:TOKEN_FILE or text:FILE, got {spec!r:.80}"
+            f"{hint_at_closest(kind, [*others, *core_names])}"
         )
 
 

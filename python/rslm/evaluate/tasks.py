@@ -7,11 +7,12 @@ train and test, whatever the seeds: a hash of the problem decides on which side 
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rslm.errors import hint_at_closest
 from rslm.evaluate import procedural
 from rslm.evaluate.answers import LETTERS, AnswerFormat
 from rslm.evaluate.drawn import DrawnExamples, draw_test_examples, is_for_test
@@ -90,8 +91,11 @@ def open_task(
     if name in _SOURCES:
         return _open_files(name, options, data, answer_format)
     if name not in PROCEDURAL:
-        names = ", ".join([*PROCEDURAL, *_SOURCES])
-        raise ValueError(f"task must be one of {names}, or a path of .jsonl, got {name!r:.80}")
+        names = [*PROCEDURAL, *_SOURCES]
+        raise ValueError(
+            f"task must be one of {', '.join(names)}, or a path of .jsonl, got {name!r:.80}"
+            f"{hint_at_closest(name, names)}"
+        )
     return _open_procedural(spec, name, options, seed, answer_format)
 
 
@@ -189,16 +193,21 @@ def _read_options(name: str, text: str) -> dict[str, str]:
 def _only(name: str, given: dict[str, str], *known: str) -> dict[str, str]:
     """The options, all of them known."""
     if unknown := sorted(given.keys() - set(known)):
-        raise ValueError(f"options of {name} are {', '.join(known)}, got {unknown[0]!r:.80}")
+        raise _unknown_option(name, unknown[0], known)
     return given
+
+
+def _unknown_option(name: str, given: str, known: Iterable[str]) -> ValueError:
+    names = list(known)
+    message = f"options of {name} are {', '.join(names)}, got {given!r:.80}"
+    return ValueError(message + hint_at_closest(given, names))
 
 
 def _with_options(name: str, given: dict[str, str]) -> Any:
     kind = PROCEDURAL[name]
     types = {field.name: field.type for field in fields(kind)}
     if unknown := sorted(given.keys() - types.keys()):
-        names = ", ".join([*types, "train", "test", "answer"])
-        raise ValueError(f"options of {name} are {names}, got {unknown[0]!r:.80}")
+        raise _unknown_option(name, unknown[0], [*types, "train", "test", "answer"])
     return kind(**{key: _to_type(key, value, types[key]) for key, value in given.items()})
 
 

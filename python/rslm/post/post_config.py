@@ -53,7 +53,7 @@ class PostOptimizerConfig(OptimizerConfig):
 class PostConfig:
     """What a run that begins with a trained model needs, whatever it is trained on."""
 
-    base: Annotated[Path, tyro.conf.Positional]
+    base: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")]
     """Run or model folder to begin with."""
     out: Path
     """Run folder, made by the run."""

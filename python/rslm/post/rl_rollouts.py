@@ -16,7 +16,7 @@ from rslm.batches import counter_seed
 from rslm.chat import ChatFormat
 from rslm.distributed import Processes
 from rslm.errors import FormatError
-from rslm.evaluate.prompts import PROMPTS, build_prompt
+from rslm.evaluate.prompts import PROMPTS, build_prompt, require_prompt
 from rslm.evaluate.tasks import Example, Task, open_task
 from rslm.permutation import permute
 from rslm.post.rl_batch import complete_groups, is_mixed
@@ -63,8 +63,7 @@ def open_questions(config: RlConfig) -> Task:
             asks: a question that is asked twice has the same samples.
         OSError: its data cannot be read.
     """
-    if config.prompt not in PROMPTS:
-        raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {config.prompt!r:.80}")
+    require_prompt(config.prompt)
     task = open_task(
         config.task,
         seed=config.task_seed,
