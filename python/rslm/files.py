@@ -129,18 +129,21 @@ def _lock(descriptor: int, folder: Path, what: str) -> None:
 
 @contextlib.contextmanager
 def removed_if_refused(folder: Path, *, unless: str) -> Iterator[None]:
-    """Takes a folder that the block made away again where it ends in a `ValueError`.
+    """Takes a folder that the block made away again where it ends in a mistake of the user's.
 
-    So the command that is put right may use the name. What was there before stays, and so does
-    a folder that holds `unless` by then; an interrupt or a full disk leaves what can be gone on
-    with.
+    That is a `ValueError`, or a file that is missing or of another kind. So the command that is
+    put right may use the name. What was there before stays, and so does a folder in which
+    something was written to the file `unless` by then; an interrupt or a full disk leaves what
+    can be gone on with.
     """
     was_there = folder.exists() and any(folder.iterdir())
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
-    except ValueError:
-        if not was_there and folder.exists() and not (folder / unless).exists():
+    except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        written = folder / unless
+        is_begun = written.exists() and written.stat().st_size > 0
+        if not was_there and folder.exists() and not is_begun:
             # Imported here: whoever only tokenizes should not pay for it.
             import shutil
 
