@@ -36,7 +36,8 @@ def evaluate_token_file(
         FloatingPointError: the model's logits are no numbers.
     """
     started = time.perf_counter()
-    if token_file.tokenizer_sha256 not in (None, tokenizer.sha256):
+    stated = token_file.tokenizer_sha256
+    if stated is not None and not has_ids_of(tokenizer, stated):
         raise ValueError(f"{name} must be made by the model's own tokenizer, and is by another")
     lengths = tokenizer.token_byte_lengths
     n_windows = (len(token_file) - 1) // model.config.context_length
@@ -54,6 +55,22 @@ def evaluate_token_file(
         seconds=time.perf_counter() - started,
         details={"bits_per_byte": found.bits_per_byte, "n_bytes": found.n_bytes},
     )
+
+
+def has_ids_of(tokenizer: Tokenizer, sha256: str) -> bool:
+    """Whether ids of a tokenizer with that hash mean the same to this one.
+
+    They do where this one got its last special tokens later, as those for chat: they stand behind
+    all other ids.
+    """
+    vocab, special_tokens = tokenizer.vocab, tokenizer.special_tokens
+    earlier = tokenizer
+    for name in sorted(special_tokens, key=special_tokens.__getitem__, reverse=True):
+        if earlier.sha256 == sha256 or special_tokens[name] != max(vocab):
+            break
+        del vocab[special_tokens.pop(name)]
+        earlier = Tokenizer(vocab, tokenizer.merges, special_tokens, pattern=tokenizer.pattern)
+    return earlier.sha256 == sha256
 
 
 def evaluate_text(
