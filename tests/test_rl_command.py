@@ -1,5 +1,6 @@
 """`rslm rl`: options, an unbroken run, a resumption, a replay, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,12 @@ def test_step_is_replayed_from_its_file(
     assert main(["rl", "--replay", str(run / "config.toml"), "--out", str(again)]) == 2
     assert main(["rl", "--replay", str(run / "rollouts" / "step_9.jsonl"), "--out", "x"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_end_tells_the_reward_on_held_out_questions(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--n-evaluation-prompts", "2", "--n-evaluation-samples", "2", "--n-steps", "1"]
+    assert call(folder, tmp_path / "run", *flags) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"run: finished at step 1, val_reward [01]\.\d{4}\n", said)

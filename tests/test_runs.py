@@ -225,3 +225,27 @@ def test_damaged_list_of_starts_is_named(tmp_path: Path, text: str) -> None:
     run = hostile_run(tmp_path / "run", {"env.json": text})
     with pytest.raises(FormatError, match=r"env\.json"):
         describe(read_run(run))
+
+
+def test_rewards_are_shown_where_a_run_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"step": 1, "n_tokens": 4, "loss": 0.0, "reward": 0.25},
+        {"step": 2, "n_tokens": 8, "loss": 0.0, "reward": 0.5},
+        {"step": 2, "n_tokens": 8, "val_loss": 0.375, "val_reward": 0.625},
+    ]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    files = {"config.toml": "n_steps = 2\n", "metrics.jsonl": text}
+    run = hostile_run(tmp_path / "rl", files)
+    assert main(["runs", "ls", str(run.parent)]) == 0
+    table = capsys.readouterr().out
+    assert "val_reward" in table
+    assert "0.625" in table
+    assert main(["runs", "show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search("rewards +▁█", shown)
+    assert "losses" not in shown
+    picture = tmp_path / "p.svg"
+    assert main(["runs", "plot", str(run), "--out", str(picture)]) == 0
+    assert "<!-- val_reward -->" in picture.read_text()

@@ -169,6 +169,7 @@ def summarise(run: Run) -> Row:
         "n_tokens": run.last("n_tokens"),
         "loss": run.last("loss"),
         "val_loss": run.last("val_loss"),
+        "val_reward": run.last("val_reward"),
         "val_bits_per_byte": run.last("val_bits_per_byte"),
         "best_step": None if best is None else best[0],
         "best_val_loss": None if best is None else best[1],

@@ -28,7 +28,9 @@ def ls(options: LsOptions) -> None:
     if options.json:
         print_json(rows)
         return
-    print_table(["run", *COLUMNS], [[row[key] for key in ("run", *COLUMNS)] for row in rows])
+    has_rewards = any(row["val_reward"] is not None for row in rows)
+    columns = ["run", *COLUMNS, *(["val_reward"] if has_rewards else [])]
+    print_table(columns, [[row[key] for key in columns] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,9 @@ def show(options: ShowOptions) -> None:
         return
     config = record.pop("config")
     record["checkpoints"] = " ".join(record["checkpoints"])
-    print_fields(record | {"losses": sparkline(run.curve("loss", "step")[1], 60)})
+    # The loss of a run on rewards says nothing.
+    name, metric = ("losses", "loss") if run.last("reward") is None else ("rewards", "reward")
+    print_fields(record | {name: sparkline(run.curve(metric, "step")[1], 60)})
     print()
     print_fields(config)
 
@@ -67,7 +71,7 @@ class PlotOptions:
     out: Path = Path("runs.png")
     """Picture to write, in the format of its name."""
     metric: str | None = None
-    """Key of metrics.jsonl to draw: val_loss where all runs were validated, else loss."""
+    """Key of metrics.jsonl to draw: val_reward or val_loss where all runs have it, else loss."""
     over: str = "n_tokens"
     """Key to draw it over: n_tokens, step, train_flops or elapsed_seconds."""
 
@@ -79,8 +83,8 @@ def plot(options: PlotOptions) -> None:
     if not options.runs:
         raise ValueError("runs must name at least one run folder")
     runs = [read_run(path) for path in options.runs]
-    are_validated = all(run.last("val_loss") is not None for run in runs)
-    metric = options.metric or ("val_loss" if are_validated else "loss")
+    shared = [m for m in ("val_reward", "val_loss") if all(run.last(m) is not None for run in runs)]
+    metric = options.metric or [*shared, "loss"][0]
     plot_runs(runs, options.out, metric=metric, over=options.over)
     note(f"wrote {options.out}")
 

@@ -247,8 +247,8 @@ def report(result: "TrainResult | PostResult", command: str = "train", use: str 
 
 def say_how_it_ended(result: "TrainResult | PostResult", command: str, use: str) -> None:
     """Prints the run's end and the next command."""
-    losses = {"loss": result.loss, "val_loss": result.val_loss}
-    shown = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
+    numbers = {name: getattr(result, name, None) for name in ("loss", "val_loss", "val_reward")}
+    shown = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
     bits_per_byte = getattr(result, "val_bits_per_byte", None)
     if bits_per_byte is not None:
         shown.append(f"{bits_per_byte:.4f} bits per byte")

@@ -63,6 +63,7 @@ class PostResult:
         step: updates made.
         loss: of the last one; None if this call made none.
         val_loss: of the last validation of this call, if there was one.
+        val_reward: the same of a run on rewards.
         elapsed_seconds: of all parts of the run.
     """
 
@@ -72,6 +73,7 @@ class PostResult:
     loss: float | None
     val_loss: float | None
     elapsed_seconds: float
+    val_reward: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,5 +253,6 @@ def close_run(
         step=run.step,
         loss=run.row.get("loss"),
         val_loss=run.validation.get("val_loss"),
+        val_reward=run.validation.get("val_reward"),
         elapsed_seconds=run.clock.elapsed_seconds,
     )
