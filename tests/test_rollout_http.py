@@ -103,7 +103,9 @@ def test_a_published_model_is_what_the_server_draws_from(
 
 
 def test_what_the_server_refuses_is_said(served: Running):
-    with pytest.raises(ValueError, match=r"no sample 0 of prompt 3 but status 404: the model 'x'"):
+    with pytest.raises(
+        ValueError, match=r"give sample 0 of prompt 3, and gave status 404: the model 'x'"
+    ):
         http_sampler(served.url, "x").sample([ONE])
     with pytest.raises(ValueError, match="status 400: unknown field 'stop_token_ids'"):
         http_sampler(served.url, stop_token_ids=[5]).sample([ONE])
@@ -234,8 +236,12 @@ def flood(peer: socket.socket) -> None:
         (reply({"error": {"message": "no\nroom"}}, 500), ValueError, "status 500: no; room"),
         (reply({"error": "odd"}, 400), ValueError, "status 400: .*odd"),
         (reply(b"", 302), ValueError, "status 302"),
-        (lambda peer: None, ConnectionError, "gave no sample 0 of prompt 3: Remote end closed"),
-        (lambda peer: peer.sendall(b"\0\xff" * 9), ConnectionError, "gave no sample 0"),
+        (
+            lambda peer: None,
+            ConnectionError,
+            "did not give sample 0 of prompt 3: Remote end closed",
+        ),
+        (lambda peer: peer.sendall(b"\0\xff" * 9), ConnectionError, "did not give sample 0"),
         (
             lambda peer: peer.sendall(b"HTTP/1.1 200 x\r\ncontent-length: 9\r\n\r\n{"),
             ConnectionError,
@@ -303,7 +309,9 @@ def test_weights_that_cannot_be_brought_or_are_not_found_are_refused(
 def test_a_server_that_is_not_there_is_named():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with pytest.raises(ConnectionError, match=f"{url} gave no sample 0 of prompt 3: .*refused"):
+    with pytest.raises(
+        ConnectionError, match=f"{url} did not give sample 0 of prompt 3: .*refused"
+    ):
         http_sampler(url).sample([ONE])
 
 

@@ -72,7 +72,7 @@ class Exchange:
                 raise self._late(what, seconds) from None
             except (OSError, HTTPException) as error:
                 reason = one_line(str(error)) or type(error).__name__
-                raise ConnectionError(f"{self.url} gave no {what}: {reason:.200}") from None
+                raise ConnectionError(f"{self.url} did not give {what}: {reason:.200}") from None
             if status not in _BUSY:
                 break
             if time.monotonic() + _RETRY_SECONDS > end:
@@ -81,7 +81,9 @@ class Exchange:
         if len(data) > max_bytes:
             raise ValueError(f"{self.url} must give {what} in at most {max_bytes} bytes")
         if status != 200:
-            raise ValueError(f"{self.url} gave no {what} but status {status}: {_message(data)}")
+            raise ValueError(
+                f"{self.url} must give {what}, and gave status {status}: {_message(data)}"
+            )
         try:
             return json.loads(data)
         except (ValueError, RecursionError):
