@@ -179,7 +179,11 @@ def preferences(pairs: Sequence[Rows]) -> list[str]:
     """What DPO did."""
     said = []
     for key, name in (("val_margin", "margin"), ("val_accuracy", "accuracy")):
-        before, after = (statistics.fmean(values(pairs, key, last=last)) for last in (False, True))
+        # A mean just below 0 is not to be shown as -0.00.
+        before, after = (
+            round(statistics.fmean(values(pairs, key, last=last)), 2) + 0.0
+            for last in (False, True)
+        )
         found = values(pairs, key, last=True)
         said.append(f"{name} {before:.2f} to {after:.2f} ({min(found):.2f} to {max(found):.2f})")
     return wrap(
