@@ -25,6 +25,7 @@ from rslm.evaluate.task_plan import EvalSettings, Examinee, plan_tasks
 from rslm.evaluate.text_loss import evaluate_text
 from rslm.evaluate.text_scores import score_text
 from rslm.token_file import TokenFile
+from rslm.tokenizer import Tokenizer
 
 TOKENIZER = tiny_tokenizer(has_chat=True)
 
@@ -207,8 +208,9 @@ def test_loss_and_text_are_tasks(folder: Path, token_files, tmp_path: Path):
     assert found[0].details["loss"] == pytest.approx(scores.loss)
     assert (found[1].metric, found[1].n) == ("loss", len(TokenFile.open(valid)) - 1)
     assert all(0 < one.stderr < 0.5 * one.value for one in found)
+    other = Tokenizer({i: bytes([i]) for i in range(256)}, [], ["<|end|>"])
     with pytest.raises(ValueError, match="must be made by the model's own tokenizer"):
-        evaluate_tasks(tiny_model(TOKENIZER), TOKENIZER, [f"loss:{valid}"])
+        evaluate_tasks(tiny_model(other), other, [f"loss:{valid}"])
 
 
 def test_errors_cover_what_other_texts_score():
