@@ -20,6 +20,7 @@ hashable = st.recursive(
     | st.text(st.characters(categories=["Cs"]))
     | st.binary(),
     lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
+    max_leaves=8,
 )
 plain = st.recursive(
     hashable,
@@ -29,6 +30,7 @@ plain = st.recursive(
         | st.sets(hashable, max_size=3)
         | st.dictionaries(hashable, inner, max_size=3)
     ),
+    max_leaves=8,
 )
 
 

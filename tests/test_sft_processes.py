@@ -101,8 +101,9 @@ def test_killed_at_random_times_again_and_again(tmp_path: Path):
     config = tiny_sft(tmp_path, **options)
     draw, n_kills = random.Random(1), 0
     while n_kills < 40:
-        process = start(config, pause=0.05)
-        process.join(draw.uniform(0.5, 3.0))
+        # A life of the run is far shorter than its pauses together, on any machine.
+        process = start(config, pause=0.1)
+        process.join(draw.uniform(0.2, 0.9))
         if process.exitcode is not None:
             break
         process.kill()
