@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import numpy as np
 import pytest
 
@@ -46,24 +47,13 @@ def processes() -> Any:
 
 def kill_at(point: int) -> None:
     """Makes the process kill itself before its `point`-th rename, sync or tensor file."""
-    calls = 0
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == point:
-                if function is save_file:
-                    Path(args[1]).write_bytes(b"half a file")
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **options)
+    def leave_half(name: str, args: tuple[Any, ...]) -> None:
+        if name == "save_file":
+            Path(args[1]).write_bytes(b"half a file")
 
-        return call
-
-    save_file = checkpoint.save_file
-    checkpoint.save_file = counted(save_file)
-    for name in ("fsync", "rename", "replace"):
-        setattr(os, name, counted(getattr(os, name)))
+    places = [(checkpoint, "save_file"), *kill_points.FILE_CALLS]
+    kill_points.kill_at(point, places, last_act=leave_half)
 
 
 def pause_at_each_step(seconds: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import pytest
 from rl_runs import make_base, make_task, outcome, rl_config
 
@@ -70,23 +71,8 @@ def processes() -> Any:
 
 def kill_at(point: int) -> None:
     """Makes the process kill itself before its `point`-th rename, sync, sampling or update."""
-    calls = 0
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **options)
-
-        return call
-
-    for name in ("fsync", "rename", "replace"):
-        setattr(os, name, counted(getattr(os, name)))
-    checkpoint.save_file = counted(checkpoint.save_file)
-    rl_update.update_on = counted(rl_update.update_on)
-    rl.collect_rollouts = counted(rl.collect_rollouts)
+    parts = ((checkpoint, "save_file"), (rl_update, "update_on"), (rl, "collect_rollouts"))
+    kill_points.kill_at(point, [*kill_points.FILE_CALLS, *parts])
 
 
 def child(config_file: Path, point: int | None, pause: float) -> None:

@@ -4,10 +4,10 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import pytest
 import torch
 from processes import CONTEXT, join_all, run_each, start_each
@@ -32,28 +32,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kill_at(point: int) -> None:
     """Makes the process kill itself before its `point`-th rename, sync, file or update."""
-    calls = 0
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **options)
-
-        return call
-
-    for place, name in (
-        (checkpoint, "save_file"),
-        (os, "fsync"),
-        (os, "rename"),
-        (os, "replace"),
-        (loop, "weighted_loss"),
-        (loop, "write_chats"),
-        (loop, "generate"),
-    ):
-        setattr(place, name, counted(getattr(place, name)))
+    parts = ((loop, name) for name in ("weighted_loss", "write_chats", "generate"))
+    kill_points.kill_at(point, [(checkpoint, "save_file"), *kill_points.FILE_CALLS, *parts])
 
 
 def child(config_file: Path, point: int | None, pause: float) -> None:

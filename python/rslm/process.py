@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Literal, NoReturn, Self, TypeGuard
 
+StopReason = Literal["finished", "interrupted", "terminated"]
+"""How a loop ended that `StopSignals` may stop."""
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 STDOUT = "<stdout>"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

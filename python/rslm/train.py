@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -44,7 +43,7 @@ from rslm.model import Transformer
 from rslm.nonfinite import SkippedSteps
 from rslm.optim import optimizer_step
 from rslm.optimizer_setup import build_optimizer, scheduled_learning_rate
-from rslm.process import StopSignals
+from rslm.process import StopReason, StopSignals
 from rslm.reference_curve import BandWatch, find_curve
 from rslm.run_checkpoints import (
     NO_BEST,
@@ -73,8 +72,6 @@ from rslm.trackers import Trackers, require_trackers, rows_beyond
 from rslm.train_config import RESUMABLE, DataConfig, OptimizerConfig, TrainConfig
 
 __all__ = ["DataConfig", "OptimizerConfig", "TrainConfig", "TrainResult", "train"]
-
-StopReason = Literal["finished", "interrupted", "terminated"]
 
 
 @dataclass(frozen=True, kw_only=True)

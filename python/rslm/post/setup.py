@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from rich.console import Console
@@ -31,7 +31,7 @@ from rslm.model import Transformer
 from rslm.optimizer_setup import build_optimizer, learning_rate_at
 from rslm.post.base_model import Base, open_base
 from rslm.post.post_config import PostConfig
-from rslm.process import StopSignals
+from rslm.process import StopReason, StopSignals
 from rslm.run_checkpoints import NO_BEST, Best, best_validation, restore
 from rslm.run_display import RunDisplay, open_console
 from rslm.run_folder import (
@@ -49,7 +49,6 @@ from rslm.trackers import Trackers, require_trackers, rows_beyond
 from rslm.train_config import OptimizerConfig
 
 Config = TypeVar("Config", bound=PostConfig)
-StopReason = Literal["finished", "interrupted", "terminated"]
 
 
 @dataclass(frozen=True, kw_only=True)
