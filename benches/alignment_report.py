@@ -44,6 +44,7 @@ def write_report(
     out: Path, path: Path, n_seeds: int, algorithms: Sequence[str], command: str
 ) -> None:
     """Writes the page and its picture from the runs in `out`."""
+    made_at = commit()  # before the picture changes the tree
     runs = {
         name: [
             read_metrics(out / f"seed-{seed}" / name / "metrics.jsonl") for seed in range(n_seeds)
@@ -61,7 +62,7 @@ def write_report(
         "",
         f"Command: `{command}`.",
         f"Machine: {cpu_model()}, {platform.system()}, Python {platform.python_version()}, "
-        f"torch {metadata.version('torch')}; {commit()}.",
+        f"torch {metadata.version('torch')}; {made_at}.",
         "",
         *introduction(out, runs, n_seeds),
         "",
