@@ -54,7 +54,8 @@ def header(options: argparse.Namespace, elapsed: float) -> list[str]:
         f"turns ({options.turns}). Ids are compared before any time counts. Speeds are medians "
         "over the turns, ratios medians of the turns' ratios; above 1 rslm is faster. Memory is "
         "what the process grew by when a contender was made and first used, the weights that all "
-        "share not among it.",
+        "share not among it; below zero the process shrank meanwhile, and the figure bounds "
+        "nothing.",
     ]
 
 
